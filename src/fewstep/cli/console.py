@@ -1,0 +1,51 @@
+"""What is said where: results on stdout, everything else on stderr.
+
+Under `torchrun` every process runs the same command; only the first one speaks.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+def rank() -> int:
+    """Return the number of this process under torchrun, else 0."""
+    word = os.environ.get("RANK", "0")
+    return int(word) if word.isdigit() else 0
+
+
+def one_line(text: str) -> str:
+    """Return text fit for one line of a terminal: line ends and control characters escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\n", " "))
+
+
+def result(line: str) -> None:
+    """Print a line of the result."""
+    if rank() == 0:
+        print(line, flush=True)
+
+
+def note(line: str) -> None:
+    """Print a line of information beside the result."""
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    """Print a warning in one line."""
+    note(f"fewstep: warning: {one_line(line)}")
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give tick(done, total): a progress bar on a terminal, nothing elsewhere."""
+    if rank() or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,88 @@
+"""Numbers and choices on the command line, checked while the line is read.
+
+The parsers raise typer's own error, which `main` prints as one line; torch is not needed to
+refuse `--steps ten`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import typer
+
+from fewstep.errors import suggest
+
+SEEDS = 2**64
+
+
+def whole(low: int, high: int, shown: str = "") -> Callable[[str], int]:
+    """Return a parser of whole numbers in low..high; `shown` replaces the range in messages."""
+
+    def parse(word: str) -> int:
+        text = str(word).strip()
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            allowed = shown or f"{low}..{high}"
+            raise typer.BadParameter(f"{word}: must be a whole number in {allowed}")
+        return value
+
+    return parse
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """Return a parser of finite numbers in low..high."""
+
+    def parse(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            ends = [f">= {low:g}"] if math.isfinite(low) else []
+            ends += [f"<= {high:g}"] if math.isfinite(high) else []
+            wanted = f"a finite number {' and '.join(ends)}".strip()
+            raise typer.BadParameter(f"{word}: must be {wanted}")
+        return value
+
+    return parse
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """Return a parser of one of these words."""
+
+    def parse(word: str) -> str:
+        if word not in allowed:
+            near = suggest(word, allowed)
+            raise typer.BadParameter(f"{word}: allowed are {', '.join(allowed)}{near}")
+        return word
+
+    return parse
+
+
+seed = whole(0, SEEDS - 1, "0..2^64-1")
+
+
+def explain(error: Any) -> str:
+    """Return one line for an error of typer's parser: which option, and what is allowed."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    param = getattr(error, "param", None)
+    names = list(getattr(param, "opts", ())) or [getattr(param, "name", "") or ""]
+    hint = max(names, key=len) if param is not None else ""
+    if param is not None and getattr(param, "param_type_name", "") == "argument":
+        hint = str(getattr(param, "human_readable_name", "") or hint)
+    if hasattr(error, "option_name") and hasattr(error, "possibilities"):
+        return f"no such option {error.option_name}{suggest(error.option_name, _options(command))}"
+    if type(error).__name__ == "MissingParameter":
+        return f"{hint} is missing"
+    said = str(getattr(error, "message", error)).rstrip(".")
+    return f"{hint} {said}" if hint else said[:1].lower() + said[1:]
+
+
+def _options(command: Any) -> Iterable[str]:
+    for param in getattr(command, "params", ()):
+        yield from (*param.opts, *param.secondary_opts)
+    yield "--help"
+

@@ -1,0 +1,120 @@
+"""From what the user typed to a model: a path, a run folder or a shipped model's name.
+
+A run folder stands for its newest checkpoint that is whole; broken ones are passed over by name.
+Pickles (.pt, .ckpt, .pkl) may run code when they are opened: they are refused by their name,
+before anything is read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fewstep.cli.console import warn
+from fewstep.errors import CheckpointError, UsageError, suggest
+
+if TYPE_CHECKING:
+    from fewstep.model import Model
+
+SHIPPED = Path(__file__).parent.parent / "models"
+"""Where the models of the package lie, one folder each."""
+
+_PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that was found and opened.
+
+    Attributes:
+        path: the directory it was read from.
+        name: what to call it: the shipped name, the run's, or the folder's.
+        model: the model, in evaluation mode, on the CPU.
+        weights: SHA-256 of its weights file.
+    """
+
+    path: Path
+    name: str
+    model: "Model"
+    weights: str
+
+
+def shipped() -> list[str]:
+    """Return the names of the models in the package."""
+    if not SHIPPED.is_dir():
+        return []
+    return sorted(p.name for p in SHIPPED.iterdir() if (p / "manifest.json").is_file())
+
+
+def locate(word: str) -> Path:
+    """Return the directory of the model that a word of the command line means.
+
+    Args:
+        word: a model or checkpoint directory, a run folder or a shipped model's name; a folder
+            goes before a shipped model of the same name.
+
+    Raises:
+        UsageError: a pickle file.
+        CheckpointError: there is nothing of that name, or no checkpoint that is whole.
+    """
+    path = Path(word).expanduser()
+    if path.suffix.lower() in _PICKLES:
+        raise UsageError(
+            f"{word}: {path.suffix} files may run code when opened and are never loaded; "
+            "convert it to a model folder (safetensors and JSON) first"
+        )
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        raise CheckpointError(f"{word}: a file; give the folder of the model or of the run")
+    if word in shipped():
+        return SHIPPED / word
+    raise CheckpointError(_missing(word, path))
+
+
+def _in_folder(path: Path) -> Path:
+    """Return the model that a folder is or, for a run, its newest one."""
+    from fewstep.train import checkpoint
+
+    if any((path / name).exists() for name in ("manifest.json", "model.json")):
+        return path
+    if not (path / "checkpoints").is_dir() and not (path / "config.yaml").is_file():
+        if path.name in shipped():
+            return SHIPPED / path.name
+        raise CheckpointError(
+            f"{path}: neither a model (no manifest.json) nor a run (no checkpoints/); "
+            f"give one of these, or a shipped model: {', '.join(shipped()) or 'none here'}"
+        )
+    newest = checkpoint.newest(path, warn)
+    if newest is None:
+        raise CheckpointError(f"{path}: this run has no checkpoint yet; fewstep train {path}")
+    return newest
+
+
+def _missing(word: str, path: Path) -> str:
+    """Return the message for a word that means nothing, with what it may have meant."""
+    names = shipped()
+    near = suggest(word, names)
+    if not near and path.parent.is_dir():
+        siblings = [str(p) for p in path.parent.iterdir() if p.is_dir()]
+        near = suggest(word, siblings)
+    return (
+        f"no model {word!r}{near}: no such folder, and the shipped models are: "
+        f"{', '.join(names) or 'none in this installation'}"
+    )
+
+
+def find(word: str) -> Found:
+    """Find a model and open it; every byte is verified.
+
+    Raises:
+        UsageError: a pickle file.
+        CheckpointError: nothing of that name, or it is damaged.
+        NumericError: a weight is not finite.
+    """
+    from fewstep.train import checkpoint
+
+    path = locate(word)
+    model = checkpoint.load_model(path)
+    sealed = checkpoint.verify(path, hashes=False)["files"]
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    return Found(path, run.resolve().name, model, sealed[checkpoint.WEIGHTS]["sha256"])

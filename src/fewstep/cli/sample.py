@@ -1,0 +1,373 @@
+"""`fewstep sample`: images from a model, and where each of them comes from.
+
+A model knows how it wants to be sampled; options change that. Every image has its own seed
+(seed + its number), so image 37 of a run can be made again alone; seeds, labels and all settings
+lie in the metadata of the PNG. The same command gives the same file, byte for byte.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import console, options, picture
+from fewstep.errors import NumericError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fewstep.cli.resolve import Found
+    from fewstep.model import Model, Sampling
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_HUGE = 50.0  # guidance beyond this burns images out
+_BATCH_PIXELS = 1 << 18
+
+_N = options.whole(1, 100_000)
+_STEPS = options.whole(1, 100_000)
+_REAL = options.number()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to make.
+
+    Attributes:
+        labels: class index of every image, or None for images without a label.
+        seeds: seed of every image.
+        columns: images in a row of the grid.
+        scale: whole factor of enlargement, None = by size.
+    """
+
+    labels: list[int] | None
+    seeds: list[int]
+    columns: int
+    scale: int | None
+
+
+@app.command()
+def sample(  # budget: table
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="a shipped model (digits), a run folder or a model folder")
+    ],
+    label: Annotated[
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="NAMES", help="classes: 7, or 3,7, or all"),
+    ] = None,
+    number: Annotated[
+        int,
+        typer.Option("-n", "--number", parser=_N, metavar="N", help="images per label"),
+    ] = 16,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            parser=_REAL,
+            metavar="S",
+            help="exponent on p(label | image): 0 ignores the label, 1 is the plain conditional "
+            "model, more follows the label harder",
+        ),
+    ] = None,
+    guidance_w: Annotated[
+        float | None,
+        typer.Option(parser=_REAL, metavar="W", help="the same as --guidance-scale 1 + W"),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=_STEPS, metavar="N", help="sampling steps")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            parser=_REAL, metavar="ETA", help="fresh noise of ddim: 0 none, 1 as much as ddpm"
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(metavar="NAME", help="even, quadratic, trailing, karras, ...")
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(parser=options.seed, metavar="SEED", help="image i has the seed SEED + i"),
+    ] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FILE",
+            help="a .png for all images, or a folder/ or a pattern such as img-{i}.png for one "
+            "file each; by default a new file beside you",
+        ),
+    ] = None,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 64), metavar="K", help="enlarge pixels; 1 = as they are"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="print the times and the cost; sample only if -o is given"),
+    ] = False,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", parser=options.choice("human", "json"), metavar="human|json", help="result"
+        ),
+    ] = "human",
+) -> None:
+    """Make images with a model.
+
+    Without options, the model's own settings are used; images, seeds and settings are the same on
+    every machine up to rounding.
+    """
+    guidance_scale = _guidance(guidance_scale, guidance_w)
+    target = None if explain and out is None else _target(out)
+    changes = {
+        "sampler": sampler,
+        "steps": steps,
+        "spacing": spacing,
+        "eta": eta,
+        "guidance_scale": guidance_scale,
+    }
+    from fewstep.cli.resolve import find
+    from fewstep.train import engine
+
+    place = engine.pick_device(device)
+    found = find(model)
+    labels = _labels(found.model, label, number)
+    preset = _preset(found.model, {k: v for k, v in changes.items() if v is not None}, labels)
+    wish = _wish(labels, number, seed, scale)
+    facts = _facts(found, preset, str(place))
+    if explain:
+        _explain(found, preset, facts, form)
+    if explain and out is None:
+        return
+    engine.tune_cpu()
+    found.model.denoiser.to(place)
+    began = time.monotonic()
+    pixels = _draw(found.model, preset, wish)
+    facts_made = {**facts, "seconds": round(time.monotonic() - began, 3)}
+    files = _write(found, pixels, wish, target or _free(found, wish), facts)
+    _report(files, wish, facts_made, form)
+
+
+def _guidance(scale: float | None, w: float | None) -> float | None:
+    """Return the scale from either of its names: s = 1 + w."""
+    if scale is not None and w is not None:
+        raise UsageError(
+            f"--guidance-scale {scale:g} and --guidance-w {w:g}: give one of them (scale = 1 + w)"
+        )
+    scale = 1 + w if w is not None else scale
+    if scale is not None and abs(scale) > _HUGE:
+        console.warn(
+            f"guidance scale {scale:g} is far beyond what follows a label (about 1 to 10): "
+            "expect images without detail"
+        )
+    return scale
+
+
+def _target(out: str | None) -> Path | None:
+    """Return where to write, checked before any work; None = a new file beside the user."""
+    if out is None:
+        return None
+    path = Path(out).expanduser()
+    if out.endswith(("/", "\\")) or path.is_dir():
+        if not path.exists():
+            picture.check_parent(path)
+        return path
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"-o {out}: must end in .png, or in / for a folder of single files")
+    picture.check_parent(path)
+    return path
+
+
+def _labels(model: "Model", words: list[str] | None, number: int) -> list[int] | None:
+    """Return the class index of every image, or None for images without a label."""
+    if not words:
+        if model.classes and not model.denoiser.null:
+            raise UsageError(
+                "this model never saw the null condition (objective.drop was 0), so it needs a "
+                f"label: --label {model.classes[0]}, ... or all"
+            )
+        return None
+    if words == ["all"] and model.classes:
+        chosen = list(range(len(model.classes)))
+    else:
+        # A class name may hold a comma: the whole word goes first.
+        names = [n for w in words for n in ([w] if w in model.classes else w.split(","))]
+        chosen = [model.label_index(name.strip()) for name in names]
+    return [k for k in chosen for _ in range(number)]
+
+
+def _preset(model: "Model", changes: dict[str, Any], labels: list[int] | None) -> "Sampling":
+    """Return the model's settings with the user's changes."""
+    asked = changes.get("guidance_scale", 1.0)
+    if labels is None and model.classes:
+        if asked != 1:
+            raise UsageError(
+                f"guidance scale {asked:g} without a label: give --label NAME, or leave it out"
+            )
+        changes = {**changes, "guidance_scale": 1.0}
+    preset = model.sampling
+    if changes.get("sampler", preset.sampler) != "ddim" and "eta" not in changes:
+        changes = {**changes, "eta": 0.0}
+    return replace(preset, **changes)
+
+
+def _wish(labels: list[int] | None, number: int, seed: int, scale: int | None) -> Wish:
+    """Return labels, seeds and the shape of the grid."""
+    from fewstep.solvers import image_seeds
+
+    count = len(labels) if labels is not None else number
+    rows = count // number
+    columns = number if rows > 1 else max(1, round(count**0.5 + 0.49))
+    return Wish(labels, image_seeds(seed, count), columns, scale)
+
+
+def _facts(found: "Found", preset: "Sampling", device: str) -> dict[str, Any]:
+    """Return the settings that go into the file; nothing in them changes from run to run."""
+    from fewstep import __version__, sampling
+
+    plan = sampling.plan(found.model, preset)
+    return {
+        "version": __version__,
+        "model": found.name,
+        "weights_sha256": found.weights,
+        "sampling": {**asdict(preset), "guidance_w": preset.guidance_scale - 1},
+        "steps": len(plan.times) - 1,
+        "nfe": plan.nfe,
+        "device": device.partition(":")[0],
+    }
+
+
+def _explain(found: "Found", preset: "Sampling", facts: dict[str, Any], form: str) -> None:
+    """Print every time of the grid with its noise level, and what it costs."""
+    from fewstep import sampling
+    from fewstep.process import Tabulated
+    from fewstep.solvers import grids
+
+    process = found.model.denoiser.process
+    times = sampling.plan(found.model, preset).times.tolist()
+    total = process.steps if isinstance(process, Tabulated) else 1000
+    strided = preset.spacing in grids.SPACINGS
+    rows = []
+    for t in times:
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+        index = round(t * total) - 1 if strided and t > 0 else None
+        logsnr = float(process.logsnr(t)) if alpha > 0 and sigma > 0 else None
+        rows.append({"t": t, "index": index, "alpha": alpha, "sigma": sigma, "logsnr": logsnr})
+    if form == "json":
+        print(json.dumps({**facts, "times": rows}))
+        return
+    s = facts["sampling"]
+    print(
+        f"{found.name}: {s['sampler']}, {facts['steps']} steps, spacing {s['spacing']}, "
+        f"eta {s['eta']:g}, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
+    )
+    print("step       t  index   alpha   sigma   logsnr")
+    for i, row in enumerate(rows):
+        index = "-" if row["index"] is None else row["index"]
+        logsnr = "-" if row["logsnr"] is None else f"{row['logsnr']:.3f}"
+        print(
+            f"{i:>4} {row['t']:>7.4f} {index:>6} {row['alpha']:>7.4f} {row['sigma']:>7.4f} "
+            f"{logsnr:>8}"
+        )
+    print(f"network evaluations per image: {facts['nfe']}")
+
+
+def _draw(model: "Model", preset: "Sampling", wish: Wish) -> "NDArray[np.uint8]":
+    """Return all images, uint8 (N, C, H, W), with a bar on a terminal."""
+    import numpy as np
+
+    from fewstep import sampling
+
+    size = max(1, min(256, _BATCH_PIXELS // (model.shape[1] * model.shape[2])))
+    done: list[NDArray[np.uint8]] = []
+    starts = range(0, len(wish.seeds), size)
+    with console.bar("sampling") as tick:
+        for k, first in enumerate(starts):
+            some = None if wish.labels is None else wish.labels[first : first + size]
+            n, last = min(size, len(wish.seeds) - first), None
+            for last in sampling.walk(model, preset, some, n, wish.seeds[first]):
+                tick(k * last.total + last.index + 1, len(starts) * last.total)
+            assert last is not None
+            if not last.x.isfinite().all():
+                raise NumericError(
+                    f"images {first}..{first + n - 1} are not finite; lower --guidance-scale or "
+                    "take another sampler; nothing was written"
+                )
+            done.append(sampling.to_uint8(last.x).cpu().numpy())
+    return np.concatenate(done)
+
+
+def _name(found: "Found", wish: Wish) -> str:
+    """Return what the labels are called, for a file name."""
+    if wish.labels is None:
+        return "any"
+    names = [found.model.classes[k] for k in dict.fromkeys(wish.labels)]
+    joined = names[0] if len(names) == 1 else f"{len(names)}-labels"
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in joined)
+
+
+def _free(found: "Found", wish: Wish) -> Path:
+    """Return a file name that is not taken."""
+    stem = f"{found.name}-{_name(found, wish)}-seed{wish.seeds[0]}"
+    path, k = Path(f"{stem}.png"), 2
+    while path.exists():
+        path, k = Path(f"{stem}-{k}.png"), k + 1
+    return path
+
+
+def _write(
+    found: "Found", pixels: "NDArray[np.uint8]", wish: Wish, target: Path, facts: dict[str, Any]
+) -> list[Path]:
+    """Write one grid, or one file per image; return the paths."""
+    scale = wish.scale or picture.factor(*pixels.shape[2:])
+    classes = found.model.classes
+    labels = [None if wish.labels is None else classes[k] for k in wish.labels or wish.seeds]
+    images = [
+        {"seed": s, "label": name} for s, name in zip(wish.seeds, labels, strict=True)
+    ]
+    single = target.suffix.lower() != ".png" or target.is_dir() or "{i}" in target.name
+    if not single:
+        layout = {
+            "rows": -(-len(images) // wish.columns),
+            "columns": wish.columns,
+            "scale": scale,
+            "gap": picture.between(scale, len(images)),
+        }
+        sheet = picture.grid(pixels, wish.columns, scale)
+        picture.save(sheet, target, {**facts, "grid": layout, "images": images})
+        return [target]
+    folder, pattern = (target.parent, target.name) if "{i}" in target.name else (target, "")
+    folder.mkdir(exist_ok=True)
+    digits = len(str(len(images) - 1))
+    files: list[Path] = []
+    for i, image in enumerate(images):
+        name = pattern.replace("{i}", f"{i:0{digits}d}") or f"{i:0{digits}d}-seed{image['seed']}.png"
+        facts_one = {**facts, "grid": {"scale": scale}, "images": [image]}
+        picture.save(picture.grid(pixels[i : i + 1], 1, scale), folder / name, facts_one)
+        files.append(folder / name)
+    return files
+
+
+def _report(files: list[Path], wish: Wish, facts: dict[str, Any], form: str) -> None:
+    """Print what was made."""
+    if form == "json":
+        print(json.dumps({**facts, "files": [str(f) for f in files], "seeds": wish.seeds}))
+        return
+    s, n = facts["sampling"], len(wish.seeds)
+    where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
+    print(
+        f"{where}: {n} images, {s['sampler']} {facts['steps']} steps, {facts['nfe']} network "
+        f"evaluations each, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g}), "
+        f"seeds {wish.seeds[0]}..{wish.seeds[-1]}, {facts['seconds']:.1f} s"
+    )

@@ -1,0 +1,259 @@
+"""`fewstep train`: from a recipe, or from a folder of images, to a run; and on with a run.
+
+The run folder is the only state: the same command on the same `out` continues it bit for bit, and
+`fewstep train RUN` does so from the folder alone. Before anything is written, the folder is
+checked: another run in it, foreign files, a place inside the data are refused.
+"""
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli.console import note, rank, result, warn
+from fewstep.errors import CheckpointError, UsageError, suggest
+
+if TYPE_CHECKING:
+    from fewstep.recipes import Built, Recipe
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+CONFIG = "config.yaml"
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE_OR_RUN [KEY=VALUE]",
+            help="a shipped recipe (digits), a YAML file or a run folder; then keys to change, "
+            "such as out=runs/mine device=cpu seed=0 train.steps=3000 train.batch_size=64 "
+            "train.checkpoint_every=500",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="images to train on: a folder of class folders (or of images), idx or parquet "
+            "files; without a recipe, one is proposed for them",
+        ),
+    ] = None,
+) -> None:
+    """Train a model, or continue a run.
+
+    The same command again on the same `out` continues the run where it was; on a finished run,
+    a larger train.steps extends it. Ctrl-C saves and stops.
+    """
+    given = list(words or [])
+    first = None
+    if given and ("=" not in given[0] or Path(given[0]).exists()):
+        first = given.pop(0)
+    from fewstep.recipes import build
+
+    recipe, out = _recipe(first, given, data)
+    images, held_out = _images(recipe, out)
+    built = build(recipe, images)
+    _machine(recipe)
+    if rank() == 0:
+        _open(recipe, out, {"train": images.describe(), "held_out": held_out.describe()})
+    _announce(recipe, out, built, len(images))
+    _fit(recipe, out, built, images)
+
+
+def _recipe(first: str | None, changes: list[str], data: str | None) -> "tuple[Recipe, Path]":
+    """Return the recipe with all its changes, and the run folder."""
+    from fewstep.recipes import parse, read
+
+    if data is not None:
+        changes = [*changes, f"data.path={data}"]
+    values, where, run = _values(first, changes, data)
+    parse(values, where)  # so that a fault is said to be where it is
+    recipe = parse(read.override(values, changes), "command line")
+    if run is not None and not any(c.startswith("out=") for c in changes):
+        recipe = recipe.model_copy(update={"out": str(run)})
+    path = recipe.data.path
+    if Path(path).expanduser().exists() or path != "digits":
+        full = str(Path(path).expanduser().absolute())  # the run may go on from another folder
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": full})})
+    return recipe, Path(recipe.folder).expanduser()
+
+
+def _values(
+    first: str | None, changes: list[str], data: str | None
+) -> tuple[dict[str, Any], str, Path | None]:
+    """Return plain values, where they are from, and the run folder if the user named one."""
+    from fewstep.recipes import load, read, shipped
+
+    if first is None:
+        if data is None:
+            raise UsageError(
+                f"nothing to train: give a recipe ({', '.join(shipped())}, or a YAML file), a run "
+                "folder, or --data FOLDER"
+            )
+        return _proposed(changes, data)
+    path = Path(first).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise CheckpointError(
+                f"{first}: a folder without {CONFIG}, so no run to continue; for images give "
+                f"--data {shlex.quote(first)}"
+            )
+        return load(path / CONFIG), str(path / CONFIG), path
+    if path.is_file():
+        return load(path), first, None
+    if first in shipped():
+        return load(read.shipped_path(first)), f"recipe {first}", None
+    if path.suffix in (".yaml", ".yml"):
+        raise UsageError(f"{first}: no such recipe file; shipped: {', '.join(shipped())}")
+    if len(path.parts) > 1:
+        raise CheckpointError(
+            f"{first}: no such run; nothing was started; a new run needs a recipe "
+            f"({', '.join(shipped())}) and out={first}"
+        )
+    raise UsageError(
+        f"no recipe {first!r}{suggest(first, shipped())}: shipped are {', '.join(shipped())}; "
+        "or give a YAML file, a run folder, or --data FOLDER"
+    )
+
+
+def _proposed(changes: list[str], data: str) -> tuple[dict[str, Any], str, Path | None]:
+    """Return a proposal for the data, or the recipe of the run that has begun with one."""
+    from fewstep.recipes import load, override, parse, propose
+
+    asked = parse(override({}, changes), "command line")
+    path = data if data == "digits" else str(Path(data).expanduser().absolute())
+    named = asked.out or f"runs/{Path(path).name}"
+    if (Path(named) / CONFIG).is_file():
+        return load(Path(named) / CONFIG), f"{named}/{CONFIG}", None
+    recipe, reasons = propose(path)
+    note(f"{path}: a recipe for these images (change any key with KEY=VALUE):")
+    for line in reasons:
+        note(f"  {line}")
+    return recipe.model_dump(mode="json"), f"proposal for {data}", None
+
+
+def _images(recipe: "Recipe", out: Path) -> Any:
+    """Open the data; refuse a run folder inside it before decoding."""
+    from fewstep import data
+
+    d = recipe.data
+    root = Path(d.path)
+    if root.is_dir() and out.resolve().is_relative_to(root.resolve()):
+        raise UsageError(
+            f"out={out}: inside the data folder {root}, whose images it would mix with; "
+            "choose another out"
+        )
+    return data.open(
+        d.path,
+        size=d.size,
+        resize=d.resize,
+        channels=d.channels,
+        allow_empty_class=d.allow_empty_class,
+        held_out=d.held_out,
+    )
+
+
+def _machine(recipe: "Recipe") -> None:
+    """Refuse what this machine cannot do before anything is written."""
+    from fewstep.train import engine
+
+    engine.pick_precision(recipe.train.precision, engine.pick_device(recipe.device))
+    batch, micro = recipe.train.batch_size, recipe.train.accumulate
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch % (parts := processes * micro):
+        low = batch // parts * parts
+        nearest = " or ".join(str(n) for n in (low, low + parts) if n)
+        raise UsageError(
+            f"train.batch_size={batch}: must be a multiple of {processes} processes x "
+            f"train.accumulate={micro}; nearest: {nearest}"
+        )
+
+
+def _open(recipe: "Recipe", out: Path, data: dict[str, Any]) -> None:
+    """Make the run folder, or check that it is this run's, and write down what it is.
+
+    Raises:
+        UsageError: the folder holds another run, something else, or a trainer at work.
+        ResourceError: it cannot be written.
+    """
+    from fewstep.cli import record
+    from fewstep.recipes import dump, load, parse
+    from fewstep.train import checkpoint, engine
+    from fewstep.train.state import check_identity
+
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out={out}: a file; choose another out")
+    if (out / CONFIG).is_file() and checkpoint.listed(out):
+        before = parse(load(out / CONFIG), str(out / CONFIG))
+        check_identity(_own(before), _own(recipe), str(out))
+    elif _foreign(out):
+        raise UsageError(f"out={out}: holds files that are no run; choose another out")
+    with engine.locked(out):
+        (out / "samples").mkdir(exist_ok=True)
+        record.text(out / CONFIG, f"# {_again(out)} continues this run\n{dump(recipe)}")
+        record.json_file(out / "environment.json", record.environment(recipe.device))
+        record.json_file(out / "data.json", data)
+
+
+def _foreign(out: Path) -> bool:
+    """Return whether a folder holds something, and no run."""
+    if not out.is_dir() or (out / CONFIG).is_file():
+        return False
+    return any(not name.startswith(".") for name in os.listdir(out))
+
+
+def _own(recipe: "Recipe") -> dict[str, Any]:
+    """Return the keys that make a run this run."""
+    from fewstep.train.config import FREE
+
+    values = recipe.model_dump(mode="json", exclude={"name", "out", "device", "sampling"})
+    values["train"] = {k: v for k, v in values["train"].items() if k not in FREE}
+    return values
+
+
+def _again(out: Path) -> str:
+    return f"fewstep train {shlex.quote(str(out))}"
+
+
+def _announce(recipe: "Recipe", out: Path, built: "Built", images: int) -> None:
+    """Print where the run lies and how long it is."""
+    from fewstep.model import parameter_count
+
+    c, h, w = built.model.shape
+    steps, batch = recipe.train.steps, recipe.train.batch_size
+    kind = f"{len(built.model.classes)} classes" if built.model.classes else "unconditional"
+    result(f"run folder: {out}")
+    note(f"model: U-Net, {parameter_count(built.model.denoiser):,} parameters, {c}x{h}x{w}, {kind}")
+    note(f"length: {steps} steps x {batch} images, {steps * batch / images:.1f} passes over {images}")
+
+
+def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> None:
+    """Train, then say where everything lies and what to type next."""
+    from fewstep.cli.preview import Preview
+    from fewstep.train import checkpoint, engine
+    from fewstep.train.fit import fit
+
+    engine.tune_cpu()
+    done = [int(p.name.rpartition("-")[2]) for p in checkpoint.listed(out)]
+    steps = recipe.train.steps
+    if done and max(done) > steps:
+        warn(f"train.steps={steps}: the run has {max(done)} steps already")
+    fit(
+        built.model,
+        images,
+        built.objective,
+        built.config,
+        out,
+        device=recipe.device,
+        on_sample=Preview(out / "samples"),
+    )
+    if done and max(done) >= steps:
+        result(f"finished: the run has its {max(done)} steps; more: {_again(out)} train.steps=N")
+    result(f"run folder: {out}")
+    classes = built.model.classes
+    label = f" --label {shlex.quote(classes[min(7, len(classes) - 1)])}" if classes else ""
+    result(f"next: fewstep sample {shlex.quote(str(out))}{label} -n 16")

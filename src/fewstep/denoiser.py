@@ -1,0 +1,228 @@
+r"""Denoisers: from a noisy batch and a time to a `Prediction`.
+
+The interface has one method, forward(x_t, t, cond) -> Prediction, and everything that samples,
+guides, trains or distils speaks to it. `NetDenoiser` gives a network this interface: the network
+sees the scaled batch and a label of the noise level (never t itself, so that a trained network
+survives a change of process) and answers in one of the parametrisations `X0`, `EPS`, `V`,
+`SCORE`, `EDM`, which are analytic coefficients. Exact denoisers are in `exact`, guidance in
+`guide`: they are denoisers too.
+
+A condition is one argument: class indices of shape (B,), where -1 asks for the null condition
+(no class) of that sample, or None for the null of the whole batch.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fewstep import shapes
+from fewstep.prediction import Prediction, scaled_sum
+from fewstep.process import Process, Tabulated
+from fewstep.shapes import Number, like
+
+Cond = Tensor | None
+"""Class indices (B,) with -1 for the null, or None for the null of all."""
+
+
+class Denoiser(nn.Module, ABC):
+    """Predict the clean image and the noise in a noisy batch.
+
+    Attributes:
+        process: how the data became noise.
+        null: whether the denoiser knows the null condition (was trained with label dropout, or
+            is exact); classifier-free guidance needs it.
+    """
+
+    process: Process
+    null: bool = True
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Return the prediction for x_t at time t.
+
+        Args:
+            x_t: noisy batch, shape (B, *).
+            t: time in [0, 1], a float or shape (B,).
+            cond: class indices, shape (B,), -1 = null, or None = null for all.
+
+        Returns:
+            a point on the line x_t = alpha x0 + sigma eps.
+        """
+
+    def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Call forward; stated for its types."""
+        return super().__call__(x_t, t, cond)
+
+    def cost(self, t: float) -> int:
+        """Return the number of network evaluations per image that one call at t needs."""
+        del t
+        return 0
+
+    def levels(self, x_t: Tensor, t: Number) -> tuple[Number, Number]:
+        """Return alpha and sigma at t, ready to multiply x_t: floats or (B, 1, ...)."""
+        return like(self.process.alpha(t), x_t), like(self.process.sigma(t), x_t)
+
+
+class Param(Protocol):
+    """Say how a network's output is to be read.
+
+    `scale` is the factor of the input and `read` turns the output into a prediction.
+    """
+
+    def scale(self, alpha: Number, sigma: Number) -> Number:
+        """Return c_in, the factor of x_t before the network."""
+        ...
+
+    def read(self, x_t: Tensor, alpha: Number, sigma: Number, out: Tensor) -> Prediction:
+        """Return the prediction that the output `out`, shape (B, *), stands for."""
+        ...
+
+
+class _View:
+    """Read the output as one view of the prediction; the input is not scaled."""
+
+    def __init__(
+        self, make: Callable[[Tensor, Number, Number, Tensor], Prediction], name: str
+    ) -> None:
+        self._make, self.name = make, name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def scale(self, alpha: Number, sigma: Number) -> Number:
+        del alpha, sigma
+        return 1.0
+
+    def read(self, x_t: Tensor, alpha: Number, sigma: Number, out: Tensor) -> Prediction:
+        return self._make(x_t, alpha, sigma, out)
+
+
+class _Edm:
+    """Read the output as EDM's F, which is regular at every noise level.
+
+    With r^2 = sigma^2 + alpha^2 s^2 (s = sigma_data, here for any alpha, not only 1):
+    c_in = 1 / r, x0 = (alpha s^2 / r^2) x_t + (sigma s / r) F. For s = 1 on a circle, F = -v.
+
+    Source: Karras et al., 2022, table 1 (arXiv 2206.00364).
+    """
+
+    name = "EDM"
+
+    def __init__(self, sigma_data: float) -> None:
+        self.sigma_data = sigma_data
+
+    def __repr__(self) -> str:
+        return f"EDM({self.sigma_data})"
+
+    def _radius(self, alpha: Number, sigma: Number) -> Number:
+        return shapes.sqrt(sigma * sigma + alpha * alpha * self.sigma_data**2)
+
+    def scale(self, alpha: Number, sigma: Number) -> Number:
+        return 1 / self._radius(alpha, sigma)
+
+    def read(self, x_t: Tensor, alpha: Number, sigma: Number, out: Tensor) -> Prediction:
+        r, s = self._radius(alpha, sigma), self.sigma_data
+        x0 = scaled_sum(alpha * s * s / (r * r), x_t, sigma * s / r, out)
+        eps = scaled_sum(sigma / (r * r), x_t, -alpha * s / r, out)
+        return Prediction(x_t, alpha, sigma, x0, eps)
+
+
+X0: Param = _View(Prediction.from_x0, "X0")
+"""The network says x0: singular in eps at sigma = 0, poor at low noise."""
+EPS: Param = _View(Prediction.from_eps, "EPS")
+"""The network says eps: singular in x0 at alpha = 0, poor at high noise."""
+V: Param = _View(Prediction.from_v, "V")
+"""The network says v = alpha eps - sigma x0: regular at both ends; our default."""
+SCORE: Param = _View(Prediction.from_score, "SCORE")
+"""The network says the score, as NCSN does: of size 1 / sigma."""
+EDM: Param = _Edm(0.5)
+"""The network says EDM's F for data of standard deviation 0.5: regular at both ends."""
+
+PARAMS: Mapping[str, Param] = {"X0": X0, "EPS": EPS, "V": V, "SCORE": SCORE, "EDM": EDM}
+"""The closed table of names that a stored model may use."""
+
+Label = Callable[[Process, Number], Number]
+"""What the network is told about the noise level, as a function of process and time."""
+
+
+def angle(process: Process, t: Number) -> Number:
+    """Return the noise level as an angle, 1000 (2 / pi) atan(sigma / alpha), in [0, 1000].
+
+    It depends on the log-SNR alone, is bounded for every process, and equals 1000 t for the
+    cosine process, so that sinusoidal embeddings made for 1000 diffusion steps fit.
+    """
+    phi = shapes.atan2(process.sigma(t), process.alpha(t))
+    return phi * (2000 / math.pi)
+
+
+def index(process: Process, t: Number) -> Number:
+    """Return the index 0..T-1 of the table, T t - 1, as published discrete networks want it."""
+    if not isinstance(process, Tabulated):
+        raise ValueError(f"label index: {process} has no table; use a Tabulated process")
+    return t * float(process.steps) - 1
+
+
+def quarter_log_sigma(process: Process, t: Number) -> Number:
+    """Return ln(sigma / alpha) / 4, the label of EDM networks."""
+    return process.logsnr(t) * (-0.125)
+
+
+LABELS: Mapping[str, Label] = {
+    "angle": angle,
+    "index": index,
+    "quarter_log_sigma": quarter_log_sigma,
+}
+"""The closed table of names that a stored model may use."""
+
+
+class NetDenoiser(Denoiser):
+    """Make a denoiser of a network.
+
+    Args:
+        net: net(x, label, cond) -> out, with x and out of shape (B, *) and label of shape (B,).
+        process: how the data became noise.
+        param: how the output is to be read.
+        label: what the network is told about the noise level.
+        null: whether the network was trained with the null condition.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Process,
+        param: Param = V,
+        label: Label = angle,
+        null: bool = True,
+    ) -> None:
+        super().__init__()
+        self.net, self.process, self.param, self.label = net, process, param, label
+        self.null = null
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Scale, ask the network, read the answer in the dtype of x_t."""
+        alpha, sigma = self.levels(x_t, t)
+        c_in = self.param.scale(alpha, sigma)
+        x_in = x_t if isinstance(c_in, float) and c_in == 1.0 else c_in * x_t
+        out = self.net(x_in, shapes.per_sample(self.label(self.process, t), x_t), cond)
+        return self.param.read(x_t, alpha, sigma, out.to(x_t.dtype))
+
+    def cost(self, t: float) -> int:
+        """Return 1."""
+        del t
+        return 1
+
+    def describe(self) -> dict[str, Any]:
+        """Return process, parametrisation, label and null as JSON values."""
+        names = {id(v): k for table in (PARAMS, LABELS) for k, v in table.items()}
+        for part in (self.param, self.label):
+            if id(part) not in names:
+                raise ValueError(f"{part!r} is not in the closed tables PARAMS and LABELS")
+        return {
+            "process": self.process.describe(),
+            "param": names[id(self.param)],
+            "label": names[id(self.label)],
+            "null": self.null,
+        }

@@ -1,0 +1,146 @@
+"""Denoisers whose answer is known in closed form.
+
+For data that are a Gaussian, a mixture of Gaussians or a finite set of points, the posterior mean
+E[x0 | x_t] is exact at every noise level. These denoisers are the oracle of the tests, the toys
+of the documentation and the upper bound of any trained model: with them, whatever error remains
+is the solver's. They work on any sample shape; points and means are compared as flat vectors.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fewstep import shapes
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.prediction import Prediction
+from fewstep.process import Process
+from fewstep.shapes import Number
+
+
+class Mixture(Denoiser):
+    """Denoise a mixture of isotropic Gaussians, with classes if wanted.
+
+    p(x0) = sum_k w_k N(mean_k, std^2 I); given x_t, component k has responsibility proportional
+    to w_k N(x_t; alpha mean_k, (alpha^2 std^2 + sigma^2) I), and x0 is the average of the
+    components' posterior means. A condition y keeps the components of class y only.
+
+    Args:
+        process: how the data become noise.
+        means: shape (K, *).
+        std: standard deviation of every component, > 0, or shape (K,).
+        classes: class of each component, shape (K,), or None when there is none.
+        weights: positive weights, shape (K,), normalised here; equal when None.
+
+    Raises:
+        ValueError: shapes that do not fit, or std <= 0 (use `DataSet` for points).
+
+    Source: Bishop, "Pattern Recognition and Machine Learning", 2006, eq. 2.113-2.117.
+    """
+
+    means: Tensor
+    std: Tensor
+    log_weights: Tensor
+    classes: Tensor | None
+
+    def __init__(
+        self,
+        process: Process,
+        means: Tensor,
+        std: float | Tensor,
+        classes: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        k = means.shape[0]
+        stds = torch.as_tensor(std, dtype=means.dtype).expand(k)
+        if bool((stds < 0).any()):
+            raise ValueError(f"std must be >= 0, got {std}")
+        for name, part in (("classes", classes), ("weights", weights)):
+            if part is not None and part.shape != (k,):
+                raise ValueError(f"{name} of shape {tuple(part.shape)}: expected ({k},)")
+        w = torch.ones(k, dtype=means.dtype) if weights is None else weights.to(means.dtype)
+        self.process = process
+        self.register_buffer("means", means, persistent=False)
+        self.register_buffer("std", stds, persistent=False)
+        self.register_buffer("log_weights", (w / w.sum()).log(), persistent=False)
+        self.register_buffer("classes", classes, persistent=False)
+
+    def log_joint(self, x_t: Tensor, t: Number) -> Tensor:
+        """Return log w_k N(x_t; alpha mean_k, var_k I) for each component.
+
+        Args:
+            x_t: shape (B, *).
+            t: a float or shape (B,).
+
+        Returns:
+            shape (B, K), float64: at low noise the squared distances cancel.
+        """
+        x, means = x_t.flatten(1).double(), self.means.flatten(1).double()
+        alpha, sigma = self._columns(x, t)
+        var = (alpha * self.std) ** 2 + sigma**2
+        # |x - alpha m|^2 by the cosine rule: (B, K) instead of (B, K, D) in memory
+        square = (x * x).sum(1, keepdim=True) - 2 * alpha * (x @ means.T)
+        square = square + alpha**2 * (means * means).sum(1)
+        return self.log_weights - square / (2 * var) - x.shape[1] / 2 * (2 * math.pi * var).log()
+
+    def log_density(self, x_t: Tensor, t: Number, cond: Cond = None) -> Tensor:
+        """Return log p(x_t), or log p(x_t, y) for a condition, shape (B,)."""
+        return self._keep(self.log_joint(x_t, t), cond).logsumexp(1)
+
+    def log_prob(self, x_t: Tensor, t: Number, cond: Cond) -> Tensor:
+        """Return the exact classifier log p(y | x_t), shape (B,), for `guide.LogProb`."""
+        joint = self.log_joint(x_t, t)
+        return self._keep(joint, cond).logsumexp(1) - joint.logsumexp(1)
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Return the posterior mean."""
+        r = self._keep(self.log_joint(x_t, t), cond).softmax(1).to(x_t.dtype)
+        alpha, sigma = self._columns(x_t.flatten(1), t)
+        gain = alpha * self.std**2 / ((alpha * self.std) ** 2 + sigma**2)
+        pull = (r * gain).to(x_t.dtype)
+        mean = (r * (1 - gain * alpha)).to(x_t.dtype) @ self.means.flatten(1).to(x_t.dtype)
+        x0 = mean + pull.sum(1, keepdim=True) * x_t.flatten(1)
+        a, s = self.levels(x_t, t)
+        return Prediction.from_x0(x_t, a, s, x0.reshape(x_t.shape))
+
+    def _columns(self, flat: Tensor, t: Number) -> tuple[Number, Number]:
+        """Return alpha and sigma to multiply (B, K)."""
+        return shapes.like(self.process.alpha(t), flat), shapes.like(self.process.sigma(t), flat)
+
+    def _keep(self, joint: Tensor, cond: Cond) -> Tensor:
+        if cond is None:
+            return joint
+        if self.classes is None:
+            raise ValueError("a condition was given, but the components have no classes")
+        other = (self.classes != cond[:, None]) & (cond[:, None] >= 0)
+        return joint.masked_fill(other, -torch.inf)
+
+
+class Gaussian(Mixture):
+    """Denoise one isotropic Gaussian N(mean, std^2 I): a mixture of one.
+
+    Args:
+        process: how the data become noise.
+        mean: shape (*).
+        std: standard deviation, > 0.
+    """
+
+    def __init__(self, process: Process, mean: Tensor, std: float) -> None:
+        super().__init__(process, mean[None], std)
+
+
+class DataSet(Mixture):
+    """Denoise a finite set of points, each equally likely: what a perfect memory would do.
+
+    Sampling from it returns the points themselves; a trained model that comes this close has
+    copied its training set.
+
+    Args:
+        process: how the data become noise.
+        points: shape (N, *).
+        classes: class of each point, shape (N,), or None.
+    """
+
+    def __init__(self, process: Process, points: Tensor, classes: Tensor | None = None) -> None:
+        super().__init__(process, points, 0.0, classes)

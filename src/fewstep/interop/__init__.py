@@ -1,0 +1,1 @@
+"""Read and write other projects' formats; one file a format."""

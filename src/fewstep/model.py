@@ -1,0 +1,149 @@
+"""A model as people keep it: a denoiser that knows its classes, its shape and how to be sampled.
+
+A `Model` says everything about itself in plain JSON (`describe`) and can be built again from
+that, without its weights, by `from_description`: names come from closed tables, so that a file
+never names code. Reading and writing files is the business of `train.checkpoint`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from torch import nn
+
+from fewstep import process
+from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
+from fewstep.errors import UsageError, suggest
+from fewstep.nets.mlp import MLP, MLPConfig
+from fewstep.nets.unet import UNet, UNetConfig
+
+NETS: Mapping[str, tuple[type[nn.Module], type]] = {
+    "UNet": (UNet, UNetConfig),
+    "MLP": (MLP, MLPConfig),
+}
+"""The networks that a stored model may name, each with its configuration."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled unless the user says otherwise.
+
+    Attributes:
+        sampler: name of a solver in `sampling.SAMPLERS`.
+        steps: number of steps, >= 1.
+        spacing: name of a grid in `sampling.SPACINGS`.
+        eta: DDIM's dial, >= 0.
+        guidance_scale: the exponent s; 1 = plain conditional.
+        clip: whether the predicted image is kept in [-1, 1].
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    spacing: str = "even"
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    clip: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser with what is needed to use it.
+
+    Attributes:
+        denoiser: the network with its process and parametrisation.
+        shape: (C, H, W) of one image.
+        classes: class names in the order of their indices; empty = unconditional.
+        sampling: the preset.
+        about: where it comes from: data name and fingerprint, licence, steps, free text.
+    """
+
+    denoiser: NetDenoiser
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model without its weights as JSON values."""
+        net = self.denoiser.net
+        names = [name for name, (kind, _) in NETS.items() if type(net) is kind]
+        if not names:
+            raise ValueError(f"a model with a {type(net).__name__}: only {list(NETS)} are stored")
+        return {
+            "net": {"name": names[0], **asdict(net.config)},  # pyright: ignore[reportArgumentType] -- both nets have one
+            **self.denoiser.describe(),
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "sampling": asdict(self.sampling),
+            "about": dict(self.about),
+        }
+
+    def with_denoiser(self, denoiser: NetDenoiser) -> "Model":
+        """Return the same model around another denoiser."""
+        return replace(self, denoiser=denoiser)
+
+    def label_index(self, label: str | int) -> int:
+        """Return the index of a class given by name or number.
+
+        Raises:
+            UsageError: the model has no classes, or not this one.
+        """
+        if not self.classes:
+            raise UsageError(f"label {label!r}: this model is unconditional, it has no classes")
+        text = str(label)
+        if text in self.classes:
+            return self.classes.index(text)
+        if text.isdigit() and int(text) < len(self.classes):
+            return int(text)
+        shown = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
+        raise UsageError(f"label {label!r}: allowed are {shown}{suggest(text, self.classes)}")
+
+
+def from_description(description: Mapping[str, Any]) -> Model:
+    """Build the model that `Model.describe` described, with fresh weights.
+
+    Raises:
+        UsageError: a name, parameter or number that this version does not know.
+    """
+    missing = {"net", "process", "param", "label", "shape"} - set(description)
+    if missing:
+        raise UsageError(f"model description: {', '.join(sorted(missing))} missing")
+    values = dict(description["net"])
+    kind, config = _known("net", values.pop("name", None), NETS)
+    denoiser = NetDenoiser(
+        kind(_build(config, values, "net")),
+        process.from_description(dict(description["process"])),
+        _known("param", description["param"], PARAMS),
+        _known("label", description["label"], LABELS),
+        bool(description.get("null", True)),
+    )
+    return Model(
+        denoiser,
+        tuple(int(n) for n in description["shape"]),
+        tuple(str(c) for c in description.get("classes", ())),
+        _build(Sampling, description.get("sampling", {}), "sampling"),
+        dict(description.get("about", {})),
+    )
+
+
+def _known(what: str, name: Any, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise UsageError(
+            f"{what} {name!r}: allowed are {', '.join(table)}{suggest(str(name), table)}"
+        )
+    return table[name]
+
+
+def _build(kind: type, values: Mapping[str, Any], what: str) -> Any:
+    names = [f.name for f in fields(kind)]
+    for key in values:
+        if key not in names:
+            raise UsageError(f"{what} has no field {key!r}{suggest(key, names)}")
+    listed = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**listed)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of trainable numbers in a module."""
+    return sum(p.numel() for p in module.parameters())
+

@@ -1,0 +1,163 @@
+"""One point on the line x_t = alpha x0 + sigma eps, and its four views.
+
+A network may be asked for the clean image x0, the noise eps, the score or the velocity v: these
+are four names of the same point, related by the line. Whatever the network says becomes a
+`Prediction`, so that guidance, solvers and losses never ask which one it was. Guidance moves the
+point along the line of all views at once, because `lerp` and `shift_score` are affine; the truth
+(x0, eps) of a training pair is a Prediction too, and a loss is a distance between two of them.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewstep.shapes import Number, divide, like
+
+VIEWS = ("x0", "eps", "v", "score")
+"""The names of the four views."""
+
+
+class Prediction:
+    """Hold a noisy batch x_t with one consistent pair (x0, eps).
+
+    The missing member of the pair is derived on first use: a solver that never asks for eps does
+    not pay for it, and nothing is divided by sigma = 0 or alpha = 0 without need.
+
+    Args:
+        x_t: noisy batch, shape (B, *).
+        alpha: signal level, a float or (B, 1, ...).
+        sigma: noise level, a float or (B, 1, ...).
+        x0: clean batch, shape of x_t, or None when eps is given.
+        eps: noise, shape of x_t, or None when x0 is given.
+        variance: learned variance of the reverse step (Nichol and Dhariwal, 2021), shape of x_t.
+    """
+
+    __slots__ = ("_eps", "_x0", "alpha", "sigma", "variance", "x_t")
+
+    def __init__(
+        self,
+        x_t: Tensor,
+        alpha: Number,
+        sigma: Number,
+        x0: Tensor | None = None,
+        eps: Tensor | None = None,
+        variance: Tensor | None = None,
+    ) -> None:
+        assert x0 is not None or eps is not None
+        self.x_t, self.alpha, self.sigma, self.variance = x_t, alpha, sigma, variance
+        self._x0, self._eps = x0, eps
+
+    @classmethod
+    def from_x0(cls, x_t: Tensor, alpha: Number, sigma: Number, x0: Tensor) -> Prediction:
+        """Make the point whose clean image is x0; eps is singular at sigma = 0."""
+        return cls(x_t, alpha, sigma, x0=x0)
+
+    @classmethod
+    def from_eps(cls, x_t: Tensor, alpha: Number, sigma: Number, eps: Tensor) -> Prediction:
+        """Make the point whose noise is eps; x0 is singular at alpha = 0."""
+        return cls(x_t, alpha, sigma, eps=eps)
+
+    @classmethod
+    def from_v(cls, x_t: Tensor, alpha: Number, sigma: Number, v: Tensor) -> Prediction:
+        """Make the point whose velocity is v = alpha eps - sigma x0; regular at both ends.
+
+        On a circle (alpha^2 + sigma^2 = 1) x0 = alpha x_t - sigma v and eps = sigma x_t +
+        alpha v; in general both are divided by alpha^2 + sigma^2.
+
+        Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion
+            Models", 2022, appendix D (arXiv 2202.00512).
+        """
+        square = alpha * alpha + sigma * sigma
+        a, s = alpha / square, sigma / square
+        return cls(x_t, alpha, sigma, x0=scaled_sum(a, x_t, -s, v), eps=scaled_sum(s, x_t, a, v))
+
+    @classmethod
+    def from_score(cls, x_t: Tensor, alpha: Number, sigma: Number, score: Tensor) -> Prediction:
+        """Make the point whose score (gradient of log density of x_t) is given."""
+        return cls(x_t, alpha, sigma, eps=-sigma * score)
+
+    @property
+    def x0(self) -> Tensor:
+        """The clean image E[x0 | x_t], shape (B, *)."""
+        if self._x0 is None:
+            inverse = divide(1.0, self.alpha)
+            self._x0 = scaled_sum(inverse, self.x_t, -self.sigma * inverse, self.eps)
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The noise, shape (B, *), of unit scale."""
+        if self._eps is None:
+            inverse = divide(1.0, self.sigma)
+            self._eps = scaled_sum(inverse, self.x_t, -self.alpha * inverse, self.x0)
+        return self._eps
+
+    @property
+    def score(self) -> Tensor:
+        """The gradient of the log density of x_t, -eps / sigma, shape (B, *)."""
+        return self.eps * divide(-1.0, self.sigma)
+
+    @property
+    def v(self) -> Tensor:
+        """The velocity alpha eps - sigma x0, shape (B, *)."""
+        return scaled_sum(self.alpha, self.eps, -self.sigma, self.x0)
+
+    def view(self, name: str) -> Tensor:
+        """Return the view called "x0", "eps", "v" or "score", shape (B, *).
+
+        Raises:
+            ValueError: no such view.
+        """
+        if name not in VIEWS:
+            raise ValueError(f"view {name!r}: expected one of {', '.join(VIEWS)}")
+        return getattr(self, name)
+
+    def with_x0(self, x0: Tensor) -> Prediction:
+        """Return the point with another clean image; eps follows from the line.
+
+        Re-deriving eps is what guided-diffusion does after clipping; keeping the network's eps
+        beside a clipped x0 (another library's default) leaves the line.
+        """
+        return Prediction(self.x_t, self.alpha, self.sigma, x0=x0, variance=self.variance)
+
+    def with_eps(self, eps: Tensor) -> Prediction:
+        """Return the point with another noise; x0 follows from the line."""
+        return Prediction(self.x_t, self.alpha, self.sigma, eps=eps, variance=self.variance)
+
+    def lerp(self, other: Prediction, weight: Number) -> Prediction:
+        """Return self + weight (other - self), the same rule in every view.
+
+        Args:
+            other: a prediction for the same x_t.
+            weight: any real number or (B,); 0 = self, 1 = other, > 1 extrapolates.
+
+        Returns:
+            the combined point; the learned variance is that of `other`.
+        """
+        w = like(weight, self.x_t)
+        share_x0 = self._x0 is not None and other._x0 is not None
+        share_eps = self._eps is not None and other._eps is not None
+        x0 = self.x0.lerp(other.x0, w) if share_x0 else None
+        eps = self.eps.lerp(other.eps, w) if share_eps or not share_x0 else None
+        return Prediction(self.x_t, self.alpha, self.sigma, x0, eps, other.variance)
+
+    def shift_score(self, gradient: Tensor) -> Prediction:
+        """Return the point whose score is larger by `gradient`, shape (B, *)."""
+        return self.with_eps(self.eps - self.sigma * gradient)
+
+
+def scaled_sum(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
+    """Return a x + b y with as few passes over memory as the coefficients allow.
+
+    Args:
+        a: a float or (B, 1, ...).
+        x: shape (B, *).
+        b: a float or (B, 1, ...).
+        y: shape (B, *).
+
+    Returns:
+        shape (B, *).
+    """
+    if isinstance(b, Tensor):
+        return (a * x).addcmul(b, y)
+    return (a * x).add_(y, alpha=b)

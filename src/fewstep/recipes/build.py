@@ -1,0 +1,134 @@
+"""From a recipe and its images to what `fit` takes.
+
+Here is where the data and the network meet: channels, size and classes of the network come from
+the images, and what does not fit is said in the words of the recipe's keys. The weights are drawn
+from the recipe's seed, so a run that starts again before its first checkpoint starts the same.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewstep import process, sampling
+from fewstep.data import Images, check_batch
+from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
+from fewstep.errors import UsageError
+from fewstep.model import Model
+from fewstep.model import Sampling as Preset
+from fewstep.nets.unet import UNet, UNetConfig
+from fewstep.objectives import Denoising, times, weights
+from fewstep.recipes.schema import Net, Recipe
+from fewstep.train.config import FitConfig
+
+TIMES: Mapping[str, Callable[[], times.Times]] = {
+    "uniform": times.Uniform,
+    "log-normal": times.LogNormal,
+}
+WEIGHTS: Mapping[str, Callable[[], weights.Weight]] = {
+    "one": weights.One,
+    "min-snr": weights.MinSNR,
+    "edm": weights.Edm,
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a recipe means for its images.
+
+    Attributes:
+        model: with fresh weights.
+        objective: what is minimised.
+        config: the settings of `fit`.
+    """
+
+    model: Model
+    objective: Denoising
+    config: FitConfig
+
+
+def build(recipe: Recipe, images: Images) -> Built:
+    """Return the model, the objective and the settings of a recipe.
+
+    Args:
+        recipe: checked key by key.
+        images: the training images.
+
+    Raises:
+        UsageError: keys that do not fit one another or the images.
+        DataError: fewer images than a batch.
+    """
+    check_batch(images, recipe.train.batch_size, replacement=recipe.train.replacement)
+    config = _unet(recipe, images)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        net = UNet(config)
+    denoiser = NetDenoiser(
+        net,
+        process.from_description(recipe.process),
+        PARAMS[recipe.param],
+        LABELS[recipe.label],
+        null=config.null,
+    )
+    goal = recipe.objective
+    objective = Denoising(goal.view, TIMES[goal.times](), WEIGHTS[goal.weight](), goal.drop)
+    settings = recipe.train.model_dump(exclude={"replacement"})
+    model = Model(
+        denoiser,
+        images.shape,
+        images.classes,
+        Preset(**recipe.sampling.model_dump()),
+        {"recipe": recipe.name, "data": _source(images)},
+    )
+    sampling.plan(model, model.sampling)  # a preset that cannot be sampled is refused now
+    return Built(model, objective, FitConfig(**settings, seed=recipe.seed))
+
+
+def _source(images: Images) -> dict[str, object]:
+    """Return what a model says of its data; the folder's place on a disk is nobody's business."""
+    facts = images.describe()
+    return {
+        "name": Path(images.name).name,
+        "images": facts["images"],
+        "fingerprint": facts["fingerprint"],
+    }
+
+
+def _unet(recipe: Recipe, images: Images) -> UNetConfig:
+    """Return the configuration of the network for these images."""
+    (c, h, w), net = images.shape, recipe.net
+    factor = 2 ** (len(net.mult) - 1)
+    if h % factor or w % factor:
+        low = min(h, w) // factor * factor
+        sizes = " or ".join(str(n) for n in (low, low + factor) if n)
+        raise UsageError(
+            f"images of {w}x{h} pixels: a network of {len(net.mult)} levels (net.mult) needs a "
+            f"multiple of {factor}; nearest: {sizes}; give data.size and data.resize=crop or "
+            "stretch, or fewer levels"
+        )
+    classes = len(images.classes)
+    try:
+        return UNetConfig(
+            in_channels=c,
+            out_channels=c,
+            size=max(h, w),
+            width=net.width,
+            mult=net.mult,
+            depth=net.depth,
+            attention=net.attention,
+            heads=net.heads,
+            classes=classes,
+            null=not classes or recipe.objective.drop > 0,
+            dropout=net.dropout,
+            updown=net.updown,
+            groups=net.groups or _groups(net),
+        )
+    except ValueError as e:
+        raise UsageError(str(e).replace("UNetConfig:", "net:")) from e
+
+
+def _groups(net: Net) -> int:
+    """Return the largest of 32, 16, 8, ... that divides the channels of every level."""
+    channels = [int(m * net.width) for m in net.mult]
+    return next(g for g in (32, 16, 8, 4, 2, 1) if all(n % g == 0 for n in channels))

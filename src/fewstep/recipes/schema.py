@@ -1,0 +1,228 @@
+"""The keys of a recipe, their types and their ranges.
+
+One pydantic model a section; a key that is not here is an error. Each number carries its own
+check, whose message names what is allowed, because the message is most of what a user sees of
+this file. What one key means for another (image size and network, classes and guidance) is
+checked in `build`, where both are known.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from fewstep import denoiser, sampling
+from fewstep.errors import suggest
+from fewstep.process import from_description
+
+Check = Callable[[Any], Any]
+
+
+def whole(low: int, high: int, shown: str = "", none: bool = False) -> Check:
+    """Return a check for whole numbers in low..high; `none` admits null."""
+
+    def check(value: Any) -> int | None:
+        if none and (value is None or value in ("null", "none", "~")):
+            return None
+        good = isinstance(value, int | str) and not isinstance(value, bool)
+        try:
+            number = int(value) if good else low - 1
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            also = " or null" if none else ""
+            raise ValueError(f"must be a whole number in {shown or f'{low}..{high}'}{also}")
+        return number
+
+    return check
+
+
+def real(low: float, high: float, open_low: bool = False, open_high: bool = False) -> Check:
+    """Return a check for finite numbers between two ends, which `open_*` exclude."""
+
+    def check(value: Any) -> float:
+        good = isinstance(value, int | float | str) and not isinstance(value, bool)
+        try:  # YAML reads 1e-4, which has no point, as text
+            number = float(value) if good else math.nan
+        except ValueError:
+            number = math.nan
+        inside = low <= number <= high and not (open_low and number == low)
+        if not inside or (open_high and number == high):
+            words = f"{'>' if open_low else '>='} {low:g} and {'<' if open_high else '<='} {high:g}"
+            raise ValueError(f"must be a number {words}")
+        return number
+
+    return check
+
+
+def one_of(*allowed: str) -> Check:
+    """Return a check for one of these words."""
+
+    def check(value: Any) -> str:
+        if value not in allowed:
+            near = suggest(str(value), allowed)
+            raise ValueError(f"allowed are {', '.join(allowed)}{near}")
+        return value
+
+    return check
+
+
+def text(value: Any) -> str:
+    """Return a name as text; YAML reads a folder called 2024 as a number."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
+        raise ValueError("must be text")
+    return str(value)
+
+
+def _process(value: Any) -> dict[str, Any]:
+    """Check name and parameters of a process by building it."""
+    if not isinstance(value, dict):
+        raise ValueError("must be a section with a name, such as process: {name: Cosine}")
+    numbers = {k: _number(k, v) if k in _REAL_PARAMETERS else v for k, v in value.items()}
+    return from_description(numbers).describe()
+
+
+_REAL_PARAMETERS = (
+    "floor", "beta_min", "beta_max", "sigma_min", "sigma_max", "sigma_data", "rho"
+)  # fmt: skip
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{key}={value!r} must be a finite number")
+    return number
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(Section):
+    """Which images.
+
+    Attributes:
+        path: "digits", a folder or a file (see `fewstep.data.open`).
+        size: height and width in pixels; null keeps the images' own.
+        resize: "error", "crop" or "stretch".
+        channels: 1 or 3; null detects.
+        held_out: share of every class that is kept from training, in [0, 1).
+        allow_empty_class: accept classes without images.
+    """
+
+    path: Annotated[str, BeforeValidator(text)] = "digits"
+    size: Annotated[int | None, BeforeValidator(whole(1, 4096, none=True))] = None
+    resize: Annotated[str, BeforeValidator(one_of("error", "crop", "stretch"))] = "error"
+    channels: Annotated[int | None, BeforeValidator(whole(1, 3, "1 or 3", none=True))] = None
+    held_out: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.1
+    allow_empty_class: bool = False
+
+
+class Net(Section):
+    """The U-Net; channels, size and classes come from the data (see `nets.unet.UNetConfig`).
+
+    Attributes:
+        width: base number of channels.
+        mult: channels of each level over `width`, finest first.
+        depth: residual blocks per level.
+        attention: resolutions in pixels that get self-attention.
+        heads: attention heads.
+        groups: groups of the normalisations; null = the largest of 32, 16, 8, ... that fits.
+        dropout: in [0, 1).
+        updown: resample in residual blocks, else by convolutions.
+    """
+
+    width: Annotated[int, BeforeValidator(whole(2, 4096))] = 64
+    mult: tuple[Annotated[float, BeforeValidator(real(0, 64, open_low=True))], ...] = (1, 2)
+    depth: Annotated[int, BeforeValidator(whole(1, 32))] = 2
+    attention: tuple[Annotated[int, BeforeValidator(whole(1, 4096))], ...] = ()
+    heads: Annotated[int, BeforeValidator(whole(1, 64))] = 4
+    groups: Annotated[int | None, BeforeValidator(whole(1, 1024, none=True))] = None
+    dropout: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.0
+    updown: bool = True
+
+
+class Objective(Section):
+    """What is minimised (see `objectives.Denoising`).
+
+    Attributes:
+        view: in which view the error is taken.
+        times: law of the training times.
+        weight: factor of the squared error.
+        drop: probability that a label is replaced by the null condition; guidance needs > 0.
+    """
+
+    view: Annotated[str, BeforeValidator(one_of("v", "eps", "x0", "score"))] = "v"
+    times: Annotated[str, BeforeValidator(one_of("uniform", "log-normal"))] = "uniform"
+    weight: Annotated[str, BeforeValidator(one_of("one", "min-snr", "edm"))] = "one"
+    drop: Annotated[float, BeforeValidator(real(0, 1))] = 0.1
+
+
+class Train(Section):
+    """How to train: the settings of `train.FitConfig`, whose seed is the recipe's."""
+
+    steps: Annotated[int, BeforeValidator(whole(1, 10**8))] = 10_000
+    batch_size: Annotated[int, BeforeValidator(whole(1, 10**6))] = 128
+    accumulate: Annotated[int, BeforeValidator(whole(1, 10**6))] = 1
+    lr: Annotated[float, BeforeValidator(real(0, 10, open_low=True))] = 1e-3
+    warmup: Annotated[int, BeforeValidator(whole(0, 10**8))] = 100
+    decay: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, BeforeValidator(real(0, 10))] = 0.01
+    clip: Annotated[float, BeforeValidator(real(0, 1e12, open_low=True))] = 1.0
+    ema_decay: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.999
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    flip: bool = False
+    replacement: bool = False
+    checkpoint_every: Annotated[int, BeforeValidator(whole(1, 10**8))] = 1000
+    keep: Annotated[int, BeforeValidator(whole(2, 10**6))] = 3
+    sample_every: Annotated[int, BeforeValidator(whole(1, 10**8))] = 1000
+    log_every: Annotated[int, BeforeValidator(whole(1, 10**8))] = 10
+
+
+class Sampling(Section):
+    """How the model is sampled unless the user says otherwise (see `model.Sampling`)."""
+
+    sampler: Annotated[str, BeforeValidator(one_of(*sampling.SAMPLERS))] = "ddim"
+    steps: Annotated[int, BeforeValidator(whole(1, sampling.MAX_STEPS))] = 50
+    spacing: Annotated[str, BeforeValidator(one_of(*sampling.SPACINGS))] = "even"
+    eta: Annotated[float, BeforeValidator(real(0, 1e6))] = 0.0
+    guidance_scale: Annotated[float, BeforeValidator(real(-1e6, 1e6))] = 1.0
+    clip: bool = True
+
+
+class Recipe(Section):
+    """A training run.
+
+    Attributes:
+        name: what to call it; also the default folder, runs/NAME.
+        out: the run folder; null = runs/NAME.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        seed: of weights, data order and random numbers.
+        process: name and parameters of the noising process.
+        param: what the network's output means.
+        label: what the network is told about the noise level.
+    """
+
+    name: Annotated[str, BeforeValidator(text)] = "run"
+    out: Annotated[str, BeforeValidator(text)] | None = None
+    device: Annotated[str, BeforeValidator(text)] = "auto"
+    seed: Annotated[int, BeforeValidator(whole(0, 2**64 - 1, "0..2^64-1"))] = 0
+    data: Data = Data()
+    net: Net = Net()
+    process: Annotated[dict[str, Any], BeforeValidator(_process)] = {"name": "Cosine"}
+    param: Annotated[str, BeforeValidator(one_of(*denoiser.PARAMS))] = "V"
+    label: Annotated[str, BeforeValidator(one_of(*denoiser.LABELS))] = "angle"
+    objective: Objective = Objective()
+    train: Train = Train()
+    sampling: Sampling = Sampling()
+
+    @property
+    def folder(self) -> str:
+        """The run folder."""
+        return self.out or f"runs/{self.name}"

@@ -1,0 +1,127 @@
+"""How a model is sampled: from the words of a preset to a guided denoiser, a grid and a solver.
+
+The command line, the training preview and the report all sample through here, so that the same
+settings mean the same images everywhere. The settings are names and numbers (`model.Sampling`);
+a `Plan` is what they stand for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep import guide, solvers
+from fewstep.denoiser import Denoiser
+from fewstep.errors import UsageError, suggest
+from fewstep.model import Model, Sampling
+from fewstep.process import Process, Tabulated
+from fewstep.solvers import grids
+
+MAX_STEPS = 100_000
+"""More sampling steps than this are taken for a slip of the keyboard."""
+
+SAMPLERS: Mapping[str, Callable[[float], solvers.Solver]] = {
+    "ddim": solvers.DDIM,
+    "ddpm": lambda eta: solvers.DDPM("small"),
+    "ddpm-large": lambda eta: solvers.DDPM("large"),
+    "euler": lambda eta: solvers.Euler(),
+    "heun": lambda eta: solvers.Heun(),
+    "dpmpp": lambda eta: solvers.DPMSolverPP(2),
+}
+"""Names of the samplers; each makes a solver from eta. "ddpm-large" is the talk's sigma-hat."""
+
+SPACINGS = ("even", "karras", "logsnr", *grids.SPACINGS)
+"""Names of the grids: even in t, in noise level or in log-SNR, or a subset of the T steps."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a preset stands for.
+
+    Attributes:
+        denoiser: the model's, with guidance and clipping around it.
+        times: the grid, shape (n + 1,), float64.
+        solver: the method.
+        nfe: network evaluations per image.
+    """
+
+    denoiser: Denoiser
+    times: Tensor
+    solver: solvers.Solver
+    nfe: int
+
+
+def grid(spacing: str, process: Process, steps: int) -> Tensor:
+    """Return the grid of this name, shape (n + 1,), float64.
+
+    Raises:
+        UsageError: unknown spacing, or a number of steps that it cannot have.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise UsageError(f"steps {steps}: must be a whole number in 1..{MAX_STEPS}")
+    if spacing == "even":
+        return grids.uniform(steps)
+    if spacing == "karras":
+        return grids.karras(process, steps)
+    if spacing == "logsnr":
+        return grids.logsnr(process, steps)
+    if spacing not in grids.SPACINGS:
+        raise UsageError(
+            f'spacing "{spacing}": allowed are {", ".join(SPACINGS)}{suggest(spacing, SPACINGS)}'
+        )
+    total = process.steps if isinstance(process, Tabulated) else 1000
+    return grids.strided(steps, spacing, total)
+
+
+def plan(model: Model, sampling: Sampling) -> Plan:
+    """Return what the settings stand for on this model.
+
+    Raises:
+        UsageError: a name that is not known, a number that is not allowed, guidance on a model
+            without classes or without the null condition.
+    """
+    name, scale = sampling.sampler, sampling.guidance_scale
+    if name not in SAMPLERS:
+        raise UsageError(
+            f'sampler "{name}": allowed are {", ".join(SAMPLERS)}{suggest(name, SAMPLERS)}'
+        )
+    if sampling.eta and name != "ddim":
+        raise UsageError(f"eta {sampling.eta:g}: only the sampler ddim has this dial, not {name}")
+    denoiser: Denoiser = model.denoiser
+    if scale != 1:
+        if not model.classes:
+            raise UsageError(
+                f"guidance scale {scale:g}: this model is unconditional (it has no classes); "
+                "leave --guidance-scale out"
+            )
+        denoiser = guide.ClassifierFree(denoiser, scale)
+    if sampling.clip:
+        denoiser = guide.Clamp(denoiser)
+    solver = SAMPLERS[name](sampling.eta)
+    times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
+    solver.check(denoiser.process, times.tolist())
+    return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
+
+
+def walk(
+    model: Model, sampling: Sampling, labels: list[int] | None, n: int, seed: int = 0
+) -> Iterator[solvers.Step]:
+    """Yield the steps of one batch.
+
+    Args:
+        model: in evaluation mode.
+        sampling: the settings.
+        labels: class index of each image, -1 = null, or None.
+        n: number of images.
+        seed: image i draws its noise from seed + i.
+    """
+    p = plan(model, sampling)
+    device = next(model.denoiser.parameters()).device
+    cond = None if labels is None else torch.tensor(labels, device=device)
+    return solvers.sample(p.denoiser, (n, *model.shape), p.times, p.solver, cond, seed)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Return pixels 0..255 of images in [-1, 1], rounded to the nearest, shape of x, uint8."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,46 @@
+"""Solvers, grids and the loop that samples.
+
+A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
+(`ddim`), `Euler`, `Heun` (`runge_kutta`), `DPMSolverPP` (`multistep`). A grid is a tensor of
+times (`grids`). `sample` iterates over steps, `generate` returns images, `nfe` counts network
+evaluations, `PerImage` is the noise of a batch.
+"""
+
+from fewstep.solvers import grids
+from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.ddim import DDIM, DDPM
+from fewstep.solvers.multistep import DPMSolverPP
+from fewstep.solvers.noise import PerImage, image_seeds
+from fewstep.solvers.runge_kutta import Euler, Heun
+from fewstep.solvers.sample import Step, generate, nfe, sample
+
+ALL: tuple[Solver, ...] = (
+    DDIM(),
+    DDIM(0.5),
+    DDIM(1.0),
+    DDPM("small"),
+    DDPM("large"),
+    Euler(),
+    Heun(),
+    DPMSolverPP(1),
+    DPMSolverPP(2),
+)
+"""One of each solver: the laws run over this list, so a new one is tested by standing here."""
+
+__all__ = [
+    "ALL",
+    "DDIM",
+    "DDPM",
+    "DPMSolverPP",
+    "Euler",
+    "Heun",
+    "Noise",
+    "PerImage",
+    "Solver",
+    "Step",
+    "generate",
+    "grids",
+    "image_seeds",
+    "nfe",
+    "sample",
+]

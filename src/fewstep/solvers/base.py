@@ -1,0 +1,109 @@
+"""The interface of a solver, and the coefficients of one step.
+
+A solver is a frozen value with a pure `step` from the time t to a time s: it never loops and
+never works out "the previous time". Both times come from the grid, so any grid, in either
+direction, works with any solver, and a distiller may ask for a batch of different steps at once.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fewstep import shapes
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.errors import UsageError
+from fewstep.process import Process
+from fewstep.shapes import Number
+
+Noise = Callable[[Tensor], Tensor]
+"""Draw standard normal noise of the shape, dtype and device of the given batch."""
+
+
+class Solver(ABC):
+    """Carry a batch from one time to another.
+
+    Attributes:
+        order: declared order of convergence of the deterministic method, checked by a law.
+        evals: calls of the denoiser per step.
+        stochastic: whether `step` draws noise.
+    """
+
+    order: ClassVar[int] = 1
+    evals: ClassVar[int] = 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `step` draws noise."""
+        return False
+
+    @abstractmethod
+    def step(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        t: Number,
+        s: Number,
+        cond: Cond = None,
+        carry: Any = None,
+        noise: Noise | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Return x_s and what the next step wants to remember.
+
+        Args:
+            denoiser: predicts at t (and where the method needs it).
+            x: current batch x_t, shape (B, *).
+            t: current time, a float or shape (B,).
+            s: target time, same form as t; s < t samples, s > t encodes.
+            cond: class indices, shape (B,), or None.
+            carry: what the previous step returned, None at the start.
+            noise: source of standard normal noise; needed by stochastic solvers only.
+
+        Returns:
+            x_s, shape (B, *), dtype of x, and the carry.
+
+        Raises:
+            ValueError: noise is needed and missing.
+        """
+
+    def check(self, process: Process, times: list[float]) -> None:
+        """Raise UsageError if the solver cannot walk these times: noise only goes down."""
+        del process
+        if self.stochastic and times[0] < times[-1]:
+            raise UsageError(
+                f"{self} on a rising grid: a solver that draws noise cannot encode; "
+                "use DDIM(eta=0)"
+            )
+
+
+def posterior(process: Process, t: Number, s: Number) -> tuple[Number, Number]:
+    """Return the two variances of the step from t to s < t.
+
+    With a = alpha_t / alpha_s,
+
+        var_ts = sigma_t^2 - a^2 sigma_s^2            variance of q(x_t | x_s)
+        tilde  = var_ts sigma_s^2 / sigma_t^2         variance of q(x_s | x_t, x0)
+
+    In DDPM's terms var_ts = 1 - alpha-bar_t / alpha-bar_s, the beta of the thinned chain (the
+    talk's sigma-hat squared), and tilde = (1 - alpha-bar_s) / (1 - alpha-bar_t) var_ts. The
+    one-step beta of the full chain is wrong as soon as steps are skipped.
+
+    Returns:
+        (var_ts, tilde), floats or shape (B,).
+
+    Source: Ho et al., 2020, eq. 7 (arXiv 2006.11239), for a thinned chain: Nichol and Dhariwal,
+        2021, eq. 19 (arXiv 2102.09672).
+    """
+    sigma_t, sigma_s = process.sigma(t), process.sigma(s)
+    ratio = process.alpha(t) * sigma_s / process.alpha(s)
+    var_ts = sigma_t * sigma_t - ratio * ratio
+    tilde = var_ts * shapes.divide(sigma_s * sigma_s, sigma_t * sigma_t)
+    return var_ts, tilde
+
+
+def draw(noise: Noise | None, x: Tensor, solver: Solver) -> Tensor:
+    """Return noise like x, or say that the solver needs a source."""
+    if noise is None:
+        raise ValueError(f"{solver} is stochastic: give noise=..., for example noise.PerImage")
+    return noise(x)

@@ -1,0 +1,201 @@
+"""The one loop that samples.
+
+`sample` is an iterator: it yields after every step, so that progress bars, previews, cancelling
+and trajectories are the caller's own for-loop; `generate` is that loop to its end, in batches.
+Neither touches a global random state.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.errors import UsageError
+from fewstep.prediction import Prediction
+from fewstep.shapes import Number
+from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.noise import PerImage, image_seeds
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler, just done.
+
+    Attributes:
+        index: number of the step, 0-based.
+        total: number of steps.
+        t: the time it started from.
+        s: the time it reached.
+        x: the batch at s, shape (B, *).
+        prediction: the last prediction that was asked for; `.x0` is a preview of the result.
+    """
+
+    index: int
+    total: int
+    t: float
+    s: float
+    x: Tensor
+    prediction: Prediction
+
+
+class _Watch(Denoiser):
+    """Remember the last prediction of a denoiser."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.process, self.null = (denoiser,), denoiser.process, denoiser.null
+        self.last: list[Prediction] = []
+
+    def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        return self.forward(x_t, t, cond)
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        prediction = self.inner[0](x_t, t, cond)
+        self.last[:] = (prediction,)
+        return prediction
+
+
+class _Count(Denoiser):
+    """Add up what the calls of a solver would cost, without calling any network."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.process, self.total = (denoiser,), denoiser.process, 0
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        self.total += self.inner[0].cost(float(t))
+        return Prediction(x_t, 1.0, 1.0, x_t, x_t)
+
+
+def nfe(denoiser: Denoiser, times: Tensor, solver: Solver) -> int:
+    """Return the network evaluations per image that sampling on this grid costs.
+
+    Args:
+        denoiser: with its guidance; a guided call counts each branch.
+        times: the grid, shape (n + 1,).
+        solver: the method.
+    """
+    count, x, carry = _Count(denoiser), torch.zeros(1, 1), None
+    for t, s in pairwise(times.tolist()):
+        _, carry = solver.step(count, x, t, s, None, carry, torch.zeros_like)
+    return count.total
+
+
+def sample(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    times: Tensor,
+    solver: Solver,
+    cond: Cond = None,
+    seed: int = 0,
+    noise: Noise | None = None,
+    x: Tensor | None = None,
+) -> Iterator[Step]:
+    """Yield the steps from noise to images; the arguments are checked at once.
+
+    Args:
+        denoiser: with its guidance; its parameters (or `x`) decide device and dtype.
+        shape: (B, *) of the batch.
+        times: the grid, shape (n + 1,), usually falling to 0; flip it to encode.
+        solver: the method.
+        cond: class indices, shape (B,), -1 = null, or None.
+        seed: image i of the batch draws its noise from seed + i; unused when `noise` is given.
+        noise: source of standard normal noise, called first for the start and then per step.
+        x: the starting batch, shape `shape`; drawn from the noise when None.
+
+    Returns:
+        an iterator of `Step`, one per interval of the grid.
+
+    Raises:
+        UsageError: the solver cannot walk this grid; the grid leaves [0, 1] or turns back.
+        ValueError: shapes of `x` or `cond` that do not fit.
+    """
+    levels = times.tolist()
+    _check_grid(levels)
+    _check_cond(cond, shape)
+    if x is not None and tuple(x.shape) != tuple(shape):
+        raise ValueError(f"x of shape {tuple(x.shape)}: expected {tuple(shape)}")
+    solver.check(denoiser.process, levels)
+    source = PerImage(image_seeds(seed, shape[0])) if noise is None else noise
+    if x is None:
+        parameter = next(denoiser.parameters(), torch.empty(()))
+        dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+        start = source(torch.empty(shape, dtype=dtype, device=parameter.device))
+        x = start * denoiser.process.prior_std(levels[0])
+    return _walk(denoiser, x, levels, solver, cond, source)
+
+
+def _check_grid(levels: list[float]) -> None:
+    """Refuse what is no walk through [0, 1] in one direction, naming the first bad entry."""
+    if len(levels) < 2:
+        raise UsageError(f"grid of {len(levels)} times: at least 2 are needed, both ends")
+    sign = -1 if levels[1] < levels[0] else 1
+    for k, t in enumerate(levels):
+        if not 0 <= t <= 1:
+            raise UsageError(f"grid: time {k} is {t:g}, outside 0..1")
+        if k and not sign * (t - levels[k - 1]) > 0:
+            raise UsageError(
+                f"grid: time {k} is {t:g} after {levels[k - 1]:g}; the times must "
+                f"{'fall' if sign < 0 else 'rise'} strictly"
+            )
+
+
+def _check_cond(cond: Cond, shape: tuple[int, ...]) -> None:
+    if cond is not None and cond.shape != shape[:1]:
+        raise ValueError(f"cond of shape {tuple(cond.shape)}: expected ({shape[0]},)")
+
+
+@torch.no_grad()
+def _walk(
+    denoiser: Denoiser, x: Tensor, times: list[float], solver: Solver, cond: Cond, noise: Noise
+) -> Iterator[Step]:
+    watch, carry, total = _Watch(denoiser), None, len(times) - 1
+    for i, (t, s) in enumerate(pairwise(times)):
+        x, carry = solver.step(watch, x, t, s, cond, carry, noise)
+        yield Step(i, total, t, s, x, watch.last[0])
+
+
+def generate(
+    denoiser: Denoiser,
+    shape: tuple[int, ...],
+    times: Tensor,
+    solver: Solver,
+    cond: Cond = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return finished images.
+
+    Args:
+        denoiser: with its guidance.
+        shape: (N, *) of all the images.
+        times: the grid, shape (n + 1,).
+        solver: the method.
+        cond: class indices, shape (N,), or None.
+        seed: image i draws its noise from seed + i, whatever the batch size.
+        batch_size: images at once, >= 1.
+
+    Returns:
+        shape (N, *), on the device of the denoiser.
+
+    Raises:
+        UsageError: as `sample`, or batch_size < 1.
+        ValueError: no images, or cond of another length.
+    """
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size}: must be at least 1")
+    if shape[0] < 1:
+        raise ValueError(f"images of shape {tuple(shape)}: at least one is needed")
+    _check_cond(cond, shape)
+    done: list[Tensor] = []
+    for first in range(0, shape[0], batch_size):
+        n = min(batch_size, shape[0] - first)
+        labels = None if cond is None else cond[first : first + n]
+        noise = PerImage(image_seeds(seed, n, first))
+        steps = sample(denoiser, (n, *shape[1:]), times, solver, labels, noise=noise)
+        done.append(deque(steps, maxlen=1)[0].x)
+    return torch.cat(done)

@@ -1,0 +1,132 @@
+"""Kill real savers and trainers at random times; print what was found as one JSON line.
+
+One import of torch serves hundreds of processes: this program forks and never trains itself.
+usage: python zygote.py saver|trainer|signal FOLDER [NUMBER]
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import toy  # beside this file
+
+from fewstep.errors import FewstepError
+from fewstep.train import checkpoint
+
+ERRORS = Path(sys.argv[2]) / "stderr"
+
+
+def fork(task: Callable[[], object]) -> int:
+    """Run a task in a child that never returns; its exit code is the error's."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 0
+    try:
+        os.dup2(os.open(ERRORS, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        task()
+    except FewstepError as e:
+        code = e.exit_code
+        print(f"{type(e).__name__}: {e}", file=sys.stderr, flush=True)
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    os._exit(code)
+
+
+def code(pid: int) -> int:
+    """Wait for a child."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def saver(run: Path, kills: int) -> dict[str, object]:
+    """Kill a process that saves in a loop; what it acknowledged must be there, whole."""
+    said = run.parent / "said"
+    random.seed(0)
+    good, step = 0, 0
+    weights = {"w": torch.zeros(50_000)}
+
+    def loop() -> None:
+        checkpoint.sweep(run)
+        for i in range(step + 1, step + 10_000):
+            parts = {"w.safetensors": {"w": weights["w"] + i}, "state.json": {"step": i}}
+            checkpoint.write(checkpoint.place(run, i), parts, step=i)
+            said.write_text(str(i))
+            checkpoint.retain(run, 2)
+
+    for _ in range(kills):
+        pid = fork(loop)
+        time.sleep(random.uniform(0.005, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        code(pid)
+        acked = int(said.read_text() or 0) if said.exists() else 0
+        newest = checkpoint.newest(run)
+        found = 0
+        if newest is not None:
+            files = checkpoint.load(newest)
+            found = files.json("state.json")["step"]
+            whole = bool((files.tensors("w.safetensors")["w"] == found).all())
+            good += whole and found >= acked
+        else:
+            good += acked == 0
+        step = max(found, step)
+    checkpoint.sweep(run)
+    left = [p.name for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]
+    return {"kills": kills, "good": good, "saves": step, "left": left}
+
+
+def trainer(run: Path, kills: int) -> dict[str, object]:
+    """Kill a trainer, again and again, then let it end; compare with one that lived."""
+    random.seed(1)
+    steps = 120
+    whole = run.parent / "whole"
+    began = time.monotonic()
+    assert code(fork(lambda: toy.train(whole, steps, checkpoint_every=2))) == 0
+    share = (time.monotonic() - began) / kills
+    killed, found = 0, []
+    while killed < kills:
+        pid = fork(lambda: toy.train(run, steps, checkpoint_every=2))
+        time.sleep(random.uniform(0.2, 2.0) * share)
+        os.kill(pid, signal.SIGKILL)
+        killed += code(pid) == -signal.SIGKILL
+        newest = checkpoint.newest(run)
+        found.append(0 if newest is None else int(newest.name[5:]))
+    ended = code(fork(lambda: toy.train(run, steps, checkpoint_every=2)))
+    names = ("weights.safetensors", "train.safetensors")
+    last = f"checkpoints/step-{steps:08d}"
+    same = [(run / last / n).read_bytes() == (whole / last / n).read_bytes() for n in names]
+    return {"killed": killed, "found": found, "ended": ended, "same": same}
+
+
+def signalled(run: Path, number: int) -> dict[str, object]:
+    """Send a signal to a trainer in its work; it must save, say so, and be continued exactly."""
+    steps = 40
+    whole = run.parent / "whole"
+    assert code(fork(lambda: toy.train(whole, steps))) == 0
+    codes = []
+    pid = fork(lambda: toy.train(run, steps))
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text()) < 300:
+        time.sleep(0.005)
+    os.kill(pid, number)
+    codes.append(code(pid))
+    stopped = checkpoint.newest(run)
+    at = -1 if stopped is None else int(stopped.name[5:])
+    codes.append(code(fork(lambda: toy.train(run, steps))))
+    last = f"checkpoints/step-{steps:08d}/train.safetensors"
+    same = (run / last).read_bytes() == (whole / last).read_bytes()
+    return {"codes": codes, "at": at, "same": same}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    toy.train(Path(sys.argv[2]) / "warm", 1)  # imports what a trainer imports
+    task = {"saver": saver, "trainer": trainer, "signal": signalled}[sys.argv[1]]
+    folder = Path(sys.argv[2])
+    print(json.dumps(task(folder / "run", int(sys.argv[3]))))
