@@ -1,8 +1,8 @@
 """Row G11: optimizer and moving average, one step of each, against the usual choice.
 
-Ours is the fused AdamW and the moving average of `fewstep.train`; the peer is AdamW as it comes with
-diffusers' EMAModel. Same network (1.6 million parameters), same gradients, one thread, the two
-in turn in one process; the figure is the ratio of the medians.
+Ours is the fused AdamW and the moving average of `fewstep.train`; the peer is AdamW as it comes,
+with diffusers' EMAModel. Same network (1.6 million parameters), same gradients, one thread, the
+two in turn in one process; the figure is the ratio of the medians.
 """
 
 import json
@@ -25,8 +25,8 @@ def small_net() -> nn.Module:
     """Return a U-Net of about 1.6 million parameters."""
     torch.manual_seed(0)
     config = UNetConfig(
-        in_channels=1, out_channels=1, size=16, width=48, mult=(1, 2), depth=1, attention=(8,),
-        heads=2, classes=10, groups=8,
+        in_channels=1, out_channels=1, size=16, width=44, mult=(1, 2), depth=1, attention=(8,),
+        heads=2, classes=10, groups=4,
     )  # fmt: skip
     return UNet(config)
 

@@ -24,10 +24,10 @@ _HOME = {
     "sample": "solvers",
     "generate": "solvers",
     "nfe": "solvers",
-    "fit": "train",
-    "FitConfig": "train",
-    "load_model": "train",
-    "save_model": "train",
+    "fit": "train.fit",
+    "FitConfig": "train.config",
+    "load_model": "train.checkpoint",
+    "save_model": "train.checkpoint",
 }
 _MODULES = (
     "data",
@@ -70,7 +70,9 @@ if TYPE_CHECKING:
     from fewstep.prediction import Prediction
     from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
     from fewstep.solvers import generate, nfe, sample
-    from fewstep.train import FitConfig, fit, load_model, save_model
+    from fewstep.train.checkpoint import load_model, save_model
+    from fewstep.train.config import FitConfig
+    from fewstep.train.fit import fit
 
 
 def __getattr__(name: str) -> Any:

@@ -146,4 +146,3 @@ def _build(kind: type, values: Mapping[str, Any], what: str) -> Any:
 def parameter_count(module: nn.Module) -> int:
     """Return the number of trainable numbers in a module."""
     return sum(p.numel() for p in module.parameters())
-

@@ -79,9 +79,10 @@ def cos(c: Number) -> Number:
 
 def atan2(y: Number, x: Number) -> Number:
     """Return the angle of the point (x, y), in [0, pi/2] for y, x >= 0."""
-    if isinstance(y, Tensor) or isinstance(x, Tensor):
-        ref = y if isinstance(y, Tensor) else x
-        return torch.atan2(torch.as_tensor(y).to(ref), torch.as_tensor(x).to(ref))
+    if isinstance(y, Tensor):
+        return torch.atan2(y, torch.as_tensor(x).to(y))
+    if isinstance(x, Tensor):
+        return torch.atan2(torch.as_tensor(y).to(x), x)
     return math.atan2(y, x)
 
 

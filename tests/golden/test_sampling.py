@@ -203,7 +203,9 @@ def check_encode(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     times = grids.from_indices(kept(settings, p), p.steps)[:-1].flip(0)
     run = Played(denoiser, tensors["x_0"], times, DDIM(), None)
     end = denoiser(run.x[-1], float(times[-1])).eps
-    check("trajectory", torch.cat([run.x, end[None]]), tensors["trajectory"], settings["tolerance"])
+    check(
+        "trajectory", torch.cat([run.x, end[None]]), tensors["trajectory"], settings["tolerance"]
+    )
 
 
 def check_heun(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import guide, process, solvers
-from fewstep.denoiser import V, Cond, Denoiser, NetDenoiser
+from fewstep.denoiser import Cond, Denoiser, NetDenoiser, V
 from fewstep.exact import Mixture
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import Solver

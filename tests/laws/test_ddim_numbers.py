@@ -4,11 +4,11 @@ Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", 2021 (arXiv 20
 variance that the marginals ask for, and what its sigma-hat row of tables 1 and 2 does to it.
 """
 
+import itertools
 import math
 
 import pytest
 import torch
-from laws.cases import MEANS, generator, largest, mixture, normal, walk
 from torch import Tensor
 
 from fewstep.denoiser import Cond, Denoiser
@@ -17,6 +17,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import Cosine, Tabulated
 from fewstep.shapes import Number
 from fewstep.solvers import DDIM, DDPM, Solver, grids
+from laws.cases import MEANS, generator, mixture, normal, walk
 
 TABLE = Tabulated()
 LINE = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -44,7 +45,7 @@ def variances(
 ) -> list[tuple[float, float]]:
     """Return (s, variance of x_s) for each step, starting from variance v."""
     out = []
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         k, std = linear(denoiser, solver, t, s)
         v = k**2 * v + std**2
         out.append((s, v))
@@ -135,33 +136,31 @@ def test_ddpm_on_a_gaussian_at_all_steps(variance: str, want: float) -> None:
 
 
 def test_more_steps_come_nearer_to_the_same_image() -> None:
-    """From the same noise: the distance to a run of 4096 steps shrinks 1.6-fold per doubling."""
+    """From the same noise: the distance to a run of 2048 steps shrinks 1.6-fold per doubling."""
     exact = mixture(Cosine())
     x = normal(64, 2)
-    want = walk(exact, x, grids.uniform(4096), DDIM())
+    want = walk(exact, x, grids.uniform(2048), DDIM())
     error = [
         float((walk(exact, x, grids.uniform(n), DDIM()) - want).square().mean().sqrt())
-        for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        for n in (1, 2, 4, 8, 16, 32, 64, 128)
     ]
-    assert all(b < a for a, b in zip(error[:-1], error[1:], strict=True))
-    assert all(b < a / 1.6 for a, b in zip(error[3:-1], error[4:], strict=True))
+    assert all(b < a for a, b in itertools.pairwise(error))
+    assert all(b < a / 1.6 for a, b in itertools.pairwise(error[3:]))
 
 
 def test_encoding_and_decoding_images_with_ddim() -> None:
     """Explicit encoding and decoding over the uniform subset: mean squared error of the image.
 
-    It falls with every count of steps, below 0.02 at 10 and below 5e-4 at 100, as for the images of
-    the paper's table 2.
+    It falls at every count of steps, from below 0.02 at 10 to below 5e-4 at 200, as for the
+    images of the paper's table 2 (0.014 to 0.0004).
     """
-    exact = Mixture(TABLE, MEANS / 2, 0.3)
-    means = exact.means[torch.arange(64) % 3]
-    x = means + 0.3 * normal(64, 2)
+    exact = Mixture(TABLE, MEANS / 4, 0.1)  # within [-1, 1], as images are
+    x = exact.means[torch.arange(64) % 3] + 0.1 * normal(64, 2)
     error = []
     for n in (10, 20, 50, 100, 200):
         times = grids.strided(n, "uniform")[:-1]
         code = walk(exact, x, times.flip(0), DDIM())
         error.append(float((walk(exact, code, times, DDIM()) - x).square().mean()))
-    assert all(b < a for a, b in zip(error[:-1], error[1:], strict=True))
+    assert all(b < a / 1.8 for a, b in itertools.pairwise(error))
     assert error[0] < 0.02
-    assert error[3] < 5e-4
-    assert largest(x) > 1
+    assert error[-1] < 5e-4

@@ -1,9 +1,18 @@
-"""Laws of guidance on exact denoisers: what scale means, and what guided sampling really samples."""
+"""Laws of guidance on exact denoisers: what scale means, and what guided sampling samples."""
 
 import math
 
 import pytest
 import torch
+from torch import Tensor
+
+from fewstep import guide, solvers
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.exact import Gaussian, Mixture
+from fewstep.prediction import VIEWS, Prediction
+from fewstep.process import EDM, VP, Cosine, Process
+from fewstep.shapes import Number
+from fewstep.solvers import grids
 from laws.cases import (
     PROCESSES,
     counted,
@@ -15,15 +24,6 @@ from laws.cases import (
     normal,
     walk,
 )
-from torch import Tensor
-
-from fewstep import guide, solvers
-from fewstep.denoiser import Cond, Denoiser
-from fewstep.exact import Gaussian, Mixture
-from fewstep.prediction import VIEWS, Prediction
-from fewstep.process import EDM, VP, Cosine, Process
-from fewstep.shapes import Number
-from fewstep.solvers import grids
 
 B = 32
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
@@ -191,7 +191,17 @@ def test_the_interval_is_open_below_and_closed_above() -> None:
     p = EDM(1.0)  # sigma / alpha = t
     base = counted(p)
     g = guide.Interval(guide.ClassifierFree(base, 2.0), base, 0.25, 0.5)
-    assert [g.cost(t) for t in (0.25, 0.2500001, 0.5, 0.5000001)] == [1, 2, 2, 1]
+    ends = (0.25, 0.2500001, 0.5, 0.5000001)
+    assert [g.cost(t) for t in ends] == [1, 2, 2, 1]
+    asked = []
+    for t in ends:
+        before = base.net.images
+        g(normal(1, 2), t, torch.zeros(1, dtype=torch.long))
+        asked.append(base.net.images - before)
+    assert asked == [1, 2, 2, 1]
+    x, y, t = normal(4, 2), torch.ones(4, dtype=torch.long), torch.tensor(ends).double()
+    moved = (g(x, t, y).x0 - base(x, t, y).x0).abs().amax(1) > 1e-9
+    assert moved.tolist() == [False, True, True, False]
 
 
 def test_clipping_breaks_the_affine_rule_and_must_come_last() -> None:

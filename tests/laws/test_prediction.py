@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from laws.cases import PROCESSES, generator, largest, mixture, normal
 from torch import Tensor, nn
 
 from fewstep.denoiser import LABELS, PARAMS, NetDenoiser, _Edm
@@ -10,6 +9,7 @@ from fewstep.exact import DataSet, Gaussian
 from fewstep.objectives import Denoising, noised
 from fewstep.prediction import VIEWS, Prediction
 from fewstep.process import VP, Cosine, Process
+from laws.cases import PROCESSES, generator, largest, mixture, normal
 
 B = 64
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)

@@ -1,16 +1,17 @@
 """Laws of every process: one clock, two forms of a number, and DDPM's table thinned."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from laws.cases import PROCESSES, largest
 
 from fewstep import process
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
 from fewstep.solvers.base import posterior
+from laws.cases import PROCESSES, largest
 
 TIMES = torch.linspace(0.001, 0.999, 257, dtype=torch.float64)
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
@@ -27,7 +28,8 @@ def test_time_is_the_inverse_of_logsnr(p: Process) -> None:
 @every_process
 def test_time_survives_single_precision(p: Process) -> None:
     """Training draws log-SNRs in float32: the inverse must not cancel at low noise."""
-    ratio = torch.tensor([0.02, 0.05, 0.3, 1.0, 4.0])
+    ratio = torch.tensor([0.002, 0.02, 0.05, 0.3, 1.0, 4.0])
+    ratio = ratio[ratio > p.sigma(0.0) / p.alpha(0.0)]
     t = p.time(-2 * ratio.log())
     back = p.sigma(t.double()) / p.alpha(t.double())
     assert float((back / ratio - 1).abs().max()) < 1e-3
@@ -85,7 +87,7 @@ def test_a_thinned_chain_keeps_the_alpha_bar_of_the_full_one(kept: list[int]) ->
     """cumprod(1 - beta') = alpha-bar[tau], with beta' the variance that the solvers use."""
     p = Tabulated()
     times = grids.from_indices(kept).tolist()
-    pairs = list(zip(times[:-1], times[1:], strict=True))[::-1]
+    pairs = list(itertools.pairwise(times))[::-1]
     beta = torch.tensor([posterior(p, t, s)[0] for t, s in pairs], dtype=torch.float64)
     assert largest((1 - beta).cumprod(0), p.alpha_bar[kept]) < 1e-12
 
@@ -104,7 +106,7 @@ def test_the_posterior_variance_of_a_subset(kept: list[int]) -> None:
 def test_all_steps_give_back_the_betas() -> None:
     p = Tabulated("cosine", steps=200)
     times = grids.from_indices(grids.respace(200, 200), 200).tolist()
-    beta = [posterior(p, t, s)[0] for t, s in zip(times[:-1], times[1:], strict=True)]
+    beta = [posterior(p, t, s)[0] for t, s in itertools.pairwise(times)]
     assert largest(torch.tensor(beta[::-1], dtype=torch.float64), p.beta) < 1e-12
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import fewstep
 from fewstep.cli.main import main
 
+# Every number that a test looks at is given, so that the recipe `digits` may be tuned freely.
 TINY = (
-    "device=cpu", "net.width=8", "net.depth=1", "net.heads=1", "train.batch_size=16",
-    "train.warmup=2",
+    "device=cpu", "net.width=8", "net.depth=1", "net.heads=1", "net.mult=[1,2]",
+    "net.attention=[4]", "process.name=Cosine", "objective.drop=0.1", "train.batch_size=16",
+    "train.warmup=2", "train.lr=0.002", "sampling.sampler=ddim", "sampling.steps=4",
+    "sampling.spacing=even", "sampling.eta=0", "sampling.guidance_scale=2",
 )  # fmt: skip
 
 

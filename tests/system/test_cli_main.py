@@ -11,7 +11,6 @@ import typer
 import fewstep
 from fewstep.cli import main as entry
 from fewstep.errors import NumericError, Preempted
-
 from tests.system.cli_runs import call, process, refused
 
 
@@ -125,13 +124,10 @@ def test_debug_shows_the_traceback_wherever_it_stands(capsys, verb):
 
 
 def test_a_closed_pipe_is_quiet(tmp_path):
-    p = process("doctor", "--format", "json", cwd=tmp_path, stdout=-1, stderr=-1)
-    assert p.stdout is not None
-    p.stdout.close()
-    assert p.stderr is not None
-    err = p.stderr.read()
-    assert p.wait(timeout=60) == 141
-    assert err == ""
+    with process("doctor", "--format", "json", cwd=tmp_path, stdout=-1, stderr=-1) as p:
+        p.stdout.close()
+        err = p.stderr.read()
+    assert (p.returncode, err) == (141, "")
 
 
 def test_doctor_says_what_is_here(capsys):

@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fewstep
 from tests.system.cli_runs import TINY, call, checkpoints, copy, process, refused, train_tiny
 
 
@@ -47,7 +50,9 @@ def huge_png(path, side=20_000):
     """Write a PNG that says it is huge."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"x"))
@@ -59,7 +64,7 @@ def b1(d):
 
 
 def b2(d):
-    Path("zip").mkdir()
+    images("zip")
     shutil.make_archive(str(d), "zip", "zip")
     d.with_suffix(".zip").rename(d)
     return d, "archive", "unpack"
@@ -229,7 +234,9 @@ def test_a_place_that_is_taken(capsys, run):  # C15
     assert {p: p.read_bytes() for p in taken.rglob("*") if p.is_file()} == before
     Path("file").write_text("mine")
     refused(call(capsys, *words, "out=file"), 2, "file")
-    refused(call(capsys, *words, "out=file/run"), 6, "file/run", "cannot write")
+    refused(call(capsys, *words, "out=file/run"), 2, "file/run", "in the way")
+    if Path("/proc/self").exists():  # a place where even root may not write
+        refused(call(capsys, *words, "out=/proc/run"), 6, "/proc/run", "cannot write")
     Path("letters").mkdir()
     Path("letters/to-mother.txt").write_text("dear")
     refused(call(capsys, *words, "out=letters"), 2, "letters", "no run")
@@ -237,6 +244,23 @@ def test_a_place_that_is_taken(capsys, run):  # C15
     data = images("data")
     refused(call(capsys, "train", "--data", data, f"out={data}/run"), 2, "inside the data")
     assert not (data / "run").exists()
+
+
+def test_a_run_keeps_its_images(capsys):
+    data = images("photos", count=20)
+    words = ["train", "--data", data, "out=run", *TINY, "train.steps=1"]
+    assert call(capsys, *words)[0] == 0
+    config = Path("run/config.yaml").read_bytes()
+    data.rename("moved")  # the same images in another place are the same
+    assert call(capsys, "train", "run", "data.path=moved")[0] == 0
+    Path("run/config.yaml").write_bytes(config)
+    Path("moved/a").rename("moved/c")
+    answer = call(capsys, "train", "run", "data.path=moved")
+    refused(answer, 3, 'missing "a"', 'new "c"')
+    Path("moved/c").rename("moved/a")
+    Path("moved/a/0.png").unlink()
+    refused(call(capsys, "train", "run", "data.path=moved"), 2, "36 then, 35 now")
+    assert Path("run/config.yaml").read_bytes() == config
 
 
 # ---------------------------------------------------------------- runs
@@ -297,3 +321,20 @@ def test_a_killed_run_ends_with_the_same_bits(capsys, folder):
     for name in ("weights.safetensors", "train.safetensors", "model.json"):
         one, two = (checkpoints(r)[-1] / name for r in (killed, "straight"))
         assert one.read_bytes() == two.read_bytes(), name
+
+
+@pytest.mark.slow
+def test_two_processes_speak_with_one_voice(folder):
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "fewstep", "train"]
+    env = {**os.environ, "PYTHONPATH": str(Path(fewstep.__file__).parent.parent)}
+    words += ["digits", "out=run", "train.steps=4", *TINY]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "run folder: run",
+        "run folder: run",
+        "next: fewstep sample run --label 7 -n 16",
+    ]
+    assert done.stderr.count("parameters") == 1
+    assert json.loads(Path("run/environment.json").read_text())["processes"] == 2

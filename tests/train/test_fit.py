@@ -237,7 +237,7 @@ from pathlib import Path
 from fewstep.train import engine
 with engine.locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(15)
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:

@@ -2,12 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 HERE = Path(__file__).parent
 
@@ -36,11 +33,11 @@ def test_a_killed_trainer_ends_with_the_same_bits(tmp_path):
     assert found["same"] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
-)
-def test_a_signal_saves_and_the_run_goes_on_exactly(tmp_path, number, code):
-    found = zygote("signal", tmp_path, number)  # TR6
-    assert found["codes"] == [code, 0]
-    assert 0 < found["at"] < 40
-    assert found["same"]
+def test_a_signal_saves_and_the_run_goes_on_exactly(tmp_path):
+    found = zygote("signal", tmp_path, 0)  # TR6
+    codes = {"SIGTERM": 75, "SIGUSR1": 75, "SIGINT": 130}
+    assert found.keys() == codes.keys()
+    for name, code in codes.items():
+        assert found[name]["codes"] == [code, 0], name
+        assert 0 < found[name]["at"] < 30, name
+        assert found[name]["same"], name

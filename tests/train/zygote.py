@@ -85,7 +85,7 @@ def saver(run: Path, kills: int) -> dict[str, object]:
 def trainer(run: Path, kills: int) -> dict[str, object]:
     """Kill a trainer, again and again, then let it end; compare with one that lived."""
     random.seed(1)
-    steps = 120
+    steps = 80
     whole = run.parent / "whole"
     began = time.monotonic()
     assert code(fork(lambda: toy.train(whole, steps, checkpoint_every=2))) == 0
@@ -105,23 +105,24 @@ def trainer(run: Path, kills: int) -> dict[str, object]:
     return {"killed": killed, "found": found, "ended": ended, "same": same}
 
 
-def signalled(run: Path, number: int) -> dict[str, object]:
-    """Send a signal to a trainer in its work; it must save, say so, and be continued exactly."""
-    steps = 40
-    whole = run.parent / "whole"
+def signalled(run: Path, _: int) -> dict[str, object]:
+    """Send each signal to a trainer in its work; it must save, say so, and go on exactly."""
+    steps, whole, found = 30, run.parent / "whole", {}
     assert code(fork(lambda: toy.train(whole, steps))) == 0
-    codes = []
-    pid = fork(lambda: toy.train(run, steps))
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text()) < 300:
-        time.sleep(0.005)
-    os.kill(pid, number)
-    codes.append(code(pid))
-    stopped = checkpoint.newest(run)
-    at = -1 if stopped is None else int(stopped.name[5:])
-    codes.append(code(fork(lambda: toy.train(run, steps))))
-    last = f"checkpoints/step-{steps:08d}/train.safetensors"
-    same = (run / last).read_bytes() == (whole / last).read_bytes()
-    return {"codes": codes, "at": at, "same": same}
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        out = run.parent / number.name
+        pid = fork(lambda out=out: toy.train(out, steps))
+        log = out / "metrics.jsonl"
+        while not log.exists() or len(log.read_bytes()) < 300:
+            time.sleep(0.005)
+        os.kill(pid, number)
+        first, stopped = code(pid), checkpoint.newest(out)
+        at = -1 if stopped is None else int(stopped.name[5:])
+        second = code(fork(lambda out=out: toy.train(out, steps)))
+        last = f"checkpoints/step-{steps:08d}/train.safetensors"
+        same = (out / last).read_bytes() == (whole / last).read_bytes()
+        found[number.name] = {"codes": [first, second], "at": at, "same": same}
+    return found
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from fewstep.cli import options
 if TYPE_CHECKING:
     from fewstep.model import Model
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = options.app()
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "accelerate", "pydantic", "typer")
 _EXTRAS = {
@@ -141,10 +142,9 @@ def _self_test() -> Finding:
     try:
         model = find(shipped()[0]).model if shipped() else _tiny()
         preset = replace(model.sampling, steps=10)
-        step = None
-        for step in sampling.walk(model, preset, [0] if model.classes else None, 1):
-            pass
-        good = step is not None and bool(step.x.isfinite().all())
+        walk = sampling.walk(model, preset, [0] if model.classes else None, 1)
+        (step,) = deque(walk, maxlen=1)
+        good = bool(step.x.isfinite().all())
     except Exception as e:
         advice = "run again with --debug; install fewstep again"
         return Finding(False, "self-test", f"failed: {type(e).__name__}: {e}", advice)

@@ -49,7 +49,7 @@ def help_text() -> str:
     verbs = "\n".join(f"  {verb:<8} {line}" for verb, (_, line) in VERBS.items())
     return (
         "Usage: fewstep VERB [ARGUMENTS]\n\n"
-        "From your own images to a conditional generator, and from 1000 sampling steps to a few.\n\n"
+        "From your own images to a conditional generator, and from 1000 steps to a few.\n\n"
         f"Verbs:\n{verbs}\n\n"
         "Options:\n"
         "  --help     this text; `fewstep VERB --help` explains a verb\n"
@@ -94,7 +94,12 @@ def _run(verb: str, words: list[str]) -> int:
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     command = typer.main.get_command(module.app)
-    code = command.main(words, prog_name=f"fewstep {verb}", standalone_mode=False)
+    try:
+        # Not command.main(), which has its own ideas of what to print when something goes wrong.
+        with command.make_context(f"fewstep {verb}", words) as context:
+            code = command.invoke(context)
+    except typer.Exit as end:  # --help ends so
+        code = end.exit_code
     return code if isinstance(code, int) else OK
 
 

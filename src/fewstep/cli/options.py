@@ -15,6 +15,12 @@ from fewstep.errors import suggest
 SEEDS = 2**64
 
 
+def app() -> typer.Typer:
+    """Return typer's object for the one command of a verb."""
+    names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=names)
+
+
 def whole(low: int, high: int, shown: str = "") -> Callable[[str], int]:
     """Return a parser of whole numbers in low..high; `shown` replaces the range in messages."""
 
@@ -85,4 +91,3 @@ def _options(command: Any) -> Iterable[str]:
     for param in getattr(command, "params", ()):
         yield from (*param.opts, *param.secondary_opts)
     yield "--help"
-

@@ -4,11 +4,12 @@ A row is a class (the first ten), a column a seed, so that two grids of a run sh
 images getting better.
 """
 
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fewstep.cli import picture
+from fewstep.report import picture
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -33,9 +34,8 @@ class Preview:
 
         labels, columns = layout(model.shape, len(model.classes))
         settings = replace(model.sampling, steps=min(model.sampling.steps, _STEPS))
-        last: Any = None
-        for last in sampling.walk(model, settings, labels or None, len(labels) or columns**2):
-            pass
+        walk = sampling.walk(model, settings, labels or None, len(labels) or columns**2)
+        (last,) = deque(walk, maxlen=1)
         pixels = sampling.to_uint8(last.x).cpu().numpy()
         scale = picture.factor(*model.shape[1:])
         sheet = picture.grid(pixels, columns, max(1, scale // 2))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, options, picture
+from fewstep.cli import console, options
 from fewstep.errors import NumericError, UsageError
+from fewstep.report import picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
     from fewstep.model import Model, Sampling
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = options.app()
 
 _HUGE = 50.0  # guidance beyond this burns images out
 _BATCH_PIXELS = 1 << 18
@@ -53,7 +54,10 @@ class Wish:
 @app.command()
 def sample(  # budget: table
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="a shipped model (digits), a run folder or a model folder")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="a shipped model (digits), a run folder or a model folder"
+        ),
     ],
     label: Annotated[
         list[str] | None,
@@ -333,9 +337,7 @@ def _write(
     scale = wish.scale or picture.factor(*pixels.shape[2:])
     classes = found.model.classes
     labels = [None if wish.labels is None else classes[k] for k in wish.labels or wish.seeds]
-    images = [
-        {"seed": s, "label": name} for s, name in zip(wish.seeds, labels, strict=True)
-    ]
+    images = [{"seed": s, "label": name} for s, name in zip(wish.seeds, labels, strict=True)]
     single = target.suffix.lower() != ".png" or target.is_dir() or "{i}" in target.name
     if not single:
         layout = {
@@ -352,7 +354,9 @@ def _write(
     digits = len(str(len(images) - 1))
     files: list[Path] = []
     for i, image in enumerate(images):
-        name = pattern.replace("{i}", f"{i:0{digits}d}") or f"{i:0{digits}d}-seed{image['seed']}.png"
+        name = (
+            pattern.replace("{i}", f"{i:0{digits}d}") or f"{i:0{digits}d}-seed{image['seed']}.png"
+        )
         facts_one = {**facts, "grid": {"scale": scale}, "images": [image]}
         picture.save(picture.grid(pixels[i : i + 1], 1, scale), folder / name, facts_one)
         files.append(folder / name)

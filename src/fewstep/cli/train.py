@@ -5,6 +5,7 @@ The run folder is the only state: the same command on the same `out` continues i
 checked: another run in it, foreign files, a place inside the data are refused.
 """
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewstep.cli import options
 from fewstep.cli.console import note, rank, result, warn
 from fewstep.errors import CheckpointError, UsageError, suggest
 
 if TYPE_CHECKING:
+    from fewstep.model import Model
     from fewstep.recipes import Built, Recipe
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = options.app()
 
 CONFIG = "config.yaml"
 
@@ -52,16 +55,31 @@ def train(
     first = None
     if given and ("=" not in given[0] or Path(given[0]).exists()):
         first = given.pop(0)
+    out, model = run(first, given, data)
+    result(f"run folder: {out}")
+    classes = model.classes
+    label = f" --label {shlex.quote(classes[min(7, len(classes) - 1)])}" if classes else ""
+    result(f"next: fewstep sample {shlex.quote(str(out))}{label} -n 16")
+
+
+def run(first: str | None, changes: list[str], data: str | None = None) -> "tuple[Path, Model]":
+    """Train or continue a run; return its folder and the model with averaged weights.
+
+    Args:
+        first: a shipped recipe, a YAML file, a run folder, or None.
+        changes: KEY=VALUE words.
+        data: images to train on, or None for the recipe's.
+    """
     from fewstep.recipes import build
 
-    recipe, out = _recipe(first, given, data)
+    recipe, out = _recipe(first, changes, data)
     images, held_out = _images(recipe, out)
     built = build(recipe, images)
     _machine(recipe)
     if rank() == 0:
         _open(recipe, out, {"train": images.describe(), "held_out": held_out.describe()})
     _announce(recipe, out, built, len(images))
-    _fit(recipe, out, built, images)
+    return out, _fit(recipe, out, built, images)
 
 
 def _recipe(first: str | None, changes: list[str], data: str | None) -> "tuple[Recipe, Path]":
@@ -189,6 +207,7 @@ def _open(recipe: "Recipe", out: Path, data: dict[str, Any]) -> None:
         raise UsageError(f"out={out}: a file; choose another out")
     if (out / CONFIG).is_file() and checkpoint.listed(out):
         before = parse(load(out / CONFIG), str(out / CONFIG))
+        _same_data(out, data["train"])
         check_identity(_own(before), _own(recipe), str(out))
     elif _foreign(out):
         raise UsageError(f"out={out}: holds files that are no run; choose another out")
@@ -199,6 +218,28 @@ def _open(recipe: "Recipe", out: Path, data: dict[str, Any]) -> None:
         record.json_file(out / "data.json", data)
 
 
+def _same_data(out: Path, now: dict[str, Any]) -> None:
+    """Refuse other images than those the run began with; where they lie may change.
+
+    Raises:
+        DataError: the classes differ; it names them.
+        UsageError: the classes are the same and the images are others.
+    """
+    from fewstep.data import check_classes
+
+    try:
+        before = json.loads((out / "data.json").read_text("utf-8"))["train"]
+        classes, print_before = before["classes"], before["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # `fit` compares the images with its own record
+    check_classes(classes, now["classes"], now["name"])
+    if print_before != now["fingerprint"]:
+        raise UsageError(
+            f"{out} was trained on other images than {now['name']} holds now ({before['images']} "
+            f"then, {now['images']} now); restore them or choose another out"
+        )
+
+
 def _foreign(out: Path) -> bool:
     """Return whether a folder holds something, and no run."""
     if not out.is_dir() or (out / CONFIG).is_file():
@@ -207,10 +248,10 @@ def _foreign(out: Path) -> bool:
 
 
 def _own(recipe: "Recipe") -> dict[str, Any]:
-    """Return the keys that make a run this run."""
+    """Return the keys that make a run this run; its images are compared by content."""
     from fewstep.train.config import FREE
 
-    values = recipe.model_dump(mode="json", exclude={"name", "out", "device", "sampling"})
+    values = recipe.model_dump(mode="json", exclude={"name", "out", "device", "sampling", "data"})
     values["train"] = {k: v for k, v in values["train"].items() if k not in FREE}
     return values
 
@@ -227,12 +268,15 @@ def _announce(recipe: "Recipe", out: Path, built: "Built", images: int) -> None:
     steps, batch = recipe.train.steps, recipe.train.batch_size
     kind = f"{len(built.model.classes)} classes" if built.model.classes else "unconditional"
     result(f"run folder: {out}")
-    note(f"model: U-Net, {parameter_count(built.model.denoiser):,} parameters, {c}x{h}x{w}, {kind}")
-    note(f"length: {steps} steps x {batch} images, {steps * batch / images:.1f} passes over {images}")
+    note(
+        f"model: U-Net, {parameter_count(built.model.denoiser):,} parameters, {c}x{h}x{w}, {kind}"
+    )
+    passes = steps * batch / images
+    note(f"length: {steps} steps x {batch} images, {passes:.1f} passes over {images}")
 
 
-def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> None:
-    """Train, then say where everything lies and what to type next."""
+def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> "Model":
+    """Train, with a preview now and then; return the model with averaged weights."""
     from fewstep.cli.preview import Preview
     from fewstep.train import checkpoint, engine
     from fewstep.train.fit import fit
@@ -242,7 +286,7 @@ def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> None:
     steps = recipe.train.steps
     if done and max(done) > steps:
         warn(f"train.steps={steps}: the run has {max(done)} steps already")
-    fit(
+    model = fit(
         built.model,
         images,
         built.objective,
@@ -253,7 +297,4 @@ def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> None:
     )
     if done and max(done) >= steps:
         result(f"finished: the run has its {max(done)} steps; more: {_again(out)} train.steps=N")
-    result(f"run folder: {out}")
-    classes = built.model.classes
-    label = f" --label {shlex.quote(classes[min(7, len(classes) - 1)])}" if classes else ""
-    result(f"next: fewstep sample {shlex.quote(str(out))}{label} -n 16")
+    return model

@@ -74,7 +74,9 @@ def propose(path: str | Path) -> tuple[Recipe, list[str]]:
     grey = "grey" if seen.channels == 1 else "colour"
     lines = [f"{seen.images} training images, {grey}, {classes}", why, net_why, train_why]
     if count:
-        lines.append("labels: 10% are dropped in training, so that the model can be guided (scale 2)")
+        lines.append(
+            "labels: 10% are dropped in training, so that the model can be guided (scale 2)"
+        )
     lines.append("train.flip=false: give train.flip=true if mirrored images are as good")
     if seen.images < FEW:
         lines.append(
@@ -104,8 +106,8 @@ def _data(path: str, seen: Seen) -> tuple[Data, int, str]:
         return Data(path=path, size=8, resize="stretch"), 8, shown
     other = f", commonest {w}x{h} ({commonest})" if len(seen.sizes) > 1 else f" of {w}x{h}"
     shown = (
-        f"data.size={side}, data.resize=crop: {len(seen.sizes)} size(s){other}, least side {least}; "
-        "the centre is cut and scaled"
+        f"data.size={side}, data.resize=crop: {len(seen.sizes)} size(s){other}, least side "
+        f"{least}; the centre is cut and scaled"
     )
     return Data(path=path, size=side, resize="crop"), side, shown
 

@@ -67,7 +67,9 @@ def load(path: Path | str) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as e:
         raise UsageError(f"{path}: not YAML: {' '.join(str(e).split())[:200]}") from e
     if not isinstance(value, dict):
-        raise UsageError(f"{path}:1:1: a recipe is a mapping of keys, such as train: {{steps: 100}}")
+        raise UsageError(
+            f"{path}:1:1: a recipe is a mapping of keys, such as train: {{steps: 100}}"
+        )
     return value
 
 
@@ -187,8 +189,9 @@ def _annotation(place: list[str]) -> Any:
 
 def _value(text: str, kind: Any, word: str) -> Any:
     """Read the text of an override; numbers and names are left to the checks of the schema."""
-    if "str" in str(kind) or kind in (int, float):
-        return None if text in ("null", "") and "None" in str(kind) else text
+    names = str(kind)
+    if kind in (str, int, float) or "Annotated[str" in names:
+        return None if text == "null" and "Optional" in names else text
     try:
         return _Strict(text).get_single_data()
     except yaml.YAMLError as e:

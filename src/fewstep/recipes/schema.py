@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fewstep import denoiser, sampling
 from fewstep.errors import suggest
-from fewstep.process import from_description
+from fewstep.process import Cosine, from_description
 
 Check = Callable[[Any], Any]
 
@@ -49,8 +49,8 @@ def real(low: float, high: float, open_low: bool = False, open_high: bool = Fals
             number = math.nan
         inside = low <= number <= high and not (open_low and number == low)
         if not inside or (open_high and number == high):
-            words = f"{'>' if open_low else '>='} {low:g} and {'<' if open_high else '<='} {high:g}"
-            raise ValueError(f"must be a number {words}")
+            first, last = "> " if open_low else ">= ", "< " if open_high else "<= "
+            raise ValueError(f"must be a number {first}{low:g} and {last}{high:g}")
         return number
 
     return check
@@ -215,7 +215,7 @@ class Recipe(Section):
     seed: Annotated[int, BeforeValidator(whole(0, 2**64 - 1, "0..2^64-1"))] = 0
     data: Data = Data()
     net: Net = Net()
-    process: Annotated[dict[str, Any], BeforeValidator(_process)] = {"name": "Cosine"}
+    process: Annotated[dict[str, Any], BeforeValidator(_process)] = Cosine().describe()
     param: Annotated[str, BeforeValidator(one_of(*denoiser.PARAMS))] = "V"
     label: Annotated[str, BeforeValidator(one_of(*denoiser.LABELS))] = "angle"
     objective: Objective = Objective()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fewstep import shapes
 from fewstep.denoiser import Cond, Denoiser
+from fewstep.errors import UsageError
+from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver
 
@@ -40,6 +42,10 @@ class Euler(Solver):
         eps = denoiser(x, t, cond).eps
         ratio, dr = _line(denoiser, x, t, s)
         return ratio * x + dr * eps, None
+
+    def check(self, process: Process, times: list[float]) -> None:
+        """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
+        _check_finite(self, process, times)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,20 @@ class Heun(Solver):
         if isinstance(sigma_s, Tensor):  # of a batch of steps, some may end on clean data
             slope = torch.where(sigma_s > 0, slope, eps)
         return ratio * x + dr * slope, None
+
+    def check(self, process: Process, times: list[float]) -> None:
+        """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
+        _check_finite(self, process, times)
+
+
+def _check_finite(solver: Solver, process: Process, times: list[float]) -> None:
+    """Refuse pure noise, where r is infinite and dy/dr has no meaning."""
+    for t in (times[0], times[-1]):
+        if process.alpha(t) < 1e-12 * process.sigma(t):
+            raise UsageError(
+                f"{solver} at t = {t:g}: no signal is left there (zero terminal SNR), so that "
+                "sigma / alpha is infinite; use DDIM or DPM-Solver++"
+            )
 
 
 def _line(denoiser: Denoiser, x: Tensor, t: Number, s: Number) -> tuple[Number, Number]:

@@ -1,0 +1,180 @@
+"""A model says everything about itself and comes back; bad words are refused with the nearest."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+from typing import Any
+
+import pytest
+import torch
+
+import fewstep
+from fewstep import model, process, sampling
+from fewstep.denoiser import EDM, EPS, LABELS, NetDenoiser, _Edm, angle, index
+from fewstep.errors import UsageError
+from fewstep.model import Model, Sampling, from_description
+from fewstep.nets.mlp import MLP, MLPConfig
+from fewstep.nets.unet import UNet, UNetConfig
+from fewstep.process import VP, Cosine, Tabulated
+
+
+def unet() -> Model:
+    config = UNetConfig(
+        in_channels=1, out_channels=1, size=8, width=8, mult=(1, 2), depth=1, attention=(4,),
+        heads=2, groups=4, classes=2,
+    )  # fmt: skip
+    denoiser = NetDenoiser(UNet(config), Tabulated((0.1, 0.2, 0.3)), EPS, index)
+    preset = Sampling("heun", 7, "karras", guidance_scale=2.0, clip=False)
+    return Model(denoiser, (1, 8, 8), ("cat", "dog"), preset, {"data": "toy", "licence": None})
+
+
+def mlp() -> Model:
+    net = MLP(MLPConfig(dim=2, width=16, layers=1, classes=2, null=False))
+    return Model(NetDenoiser(net, Cosine(0.01), EDM, angle, null=False), (2,), ("a", "b"))
+
+
+@pytest.mark.parametrize("make", [unet, mlp])
+def test_a_model_comes_back_from_its_description(make: Any) -> None:
+    before = make()
+    text = json.dumps(before.describe(), allow_nan=False)
+    after = from_description(json.loads(text))
+    assert json.dumps(after.describe(), allow_nan=False) == text
+    for name in ("shape", "classes", "sampling"):
+        assert getattr(after, name) == getattr(before, name)
+    assert after.denoiser.process == before.denoiser.process
+    assert after.denoiser.param is before.denoiser.param
+    assert after.denoiser.label is before.denoiser.label
+    assert after.denoiser.null is before.denoiser.null
+    assert after.denoiser.net.config == before.denoiser.net.config
+    after.denoiser.load_state_dict(before.denoiser.state_dict())
+    x, y = torch.randn(2, *before.shape, generator=torch.Generator()), torch.tensor([0, 1])
+    assert torch.equal(after.denoiser(x, 0.5, y).x0, before.denoiser(x, 0.5, y).x0)
+
+
+def edit(path: str, value: Any) -> dict[str, Any]:
+    """Return the description of the MLP with one entry changed; None removes it."""
+    description = json.loads(json.dumps(mlp().describe()))
+    *parents, last = path.split(".")
+    inner = description
+    for name in parents:
+        inner = inner[name]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return description
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("net.name", "MLPP", r"net 'MLPP': allowed are UNet, MLP \(did you mean \"MLP\"\?\)"),
+        ("net.wdth", 3, r"net has no field 'wdth' \(did you mean \"width\"\?\)"),
+        ("process.name", "Cosin", r'process "Cosin".*did you mean "Cosine"'),
+        ("process.flor", 1, r"process Cosine has no parameter 'flor'.*\"floor\""),
+        ("param", "EDN", "param 'EDN': allowed are"),
+        ("label", "angel", r"label 'angel'.*did you mean \"angle\""),
+        ("sampling.step", 3, r"sampling has no field 'step' \(did you mean \"steps\"\?\)"),
+        ("shape", None, "model description: shape missing"),
+        ("process", None, "model description: process missing"),
+    ],
+)
+def test_refuses_descriptions_it_does_not_know(path: str, value: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_description(edit(path, value))
+
+
+def test_refuses_to_describe_what_no_table_holds() -> None:
+    foreign = Model(NetDenoiser(torch.nn.Linear(2, 2), VP()), (2,))
+    with pytest.raises(ValueError, match="a model with a Linear"):
+        foreign.describe()
+    odd = NetDenoiser(MLP(MLPConfig()), VP(), _Edm(0.7))
+    with pytest.raises(ValueError, match=r"EDM\(0\.7\) is not in the closed tables"):
+        odd.describe()
+
+
+def test_labels_by_name_and_number() -> None:
+    m = unet()
+    assert [m.label_index(x) for x in ("cat", "dog", 0, "1")] == [0, 1, 0, 1]
+    for label in ("dgo", 2, -1, "", "2"):
+        with pytest.raises(UsageError, match="allowed are cat, dog"):
+            m.label_index(label)
+    with pytest.raises(UsageError, match='did you mean "dog"'):
+        m.label_index("dgo")
+    digits = Model(m.denoiser, (1, 8, 8), ("7", "3"))
+    assert digits.label_index("3") == 1  # a name wins over a number
+    with pytest.raises(UsageError, match="unconditional"):
+        Model(m.denoiser, (1, 8, 8)).label_index("cat")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampler": "huen"}, r'sampler "huen": allowed are .*did you mean "heun"'),
+        ({"spacing": "karas"}, r'spacing "karas": allowed are .*did you mean "karras"'),
+        ({"steps": 0}, "steps 0: must be"),
+        ({"steps": 10**9}, "must be a whole number"),
+        ({"sampler": "heun", "eta": 0.5}, "eta 0.5: only the sampler ddim"),
+        ({"eta": -1.0}, "eta -1.0: must be"),
+        ({"eta": 3.0, "steps": 5}, "largest legal eta"),
+        ({"guidance_scale": float("nan")}, "must be a finite number"),
+        ({"guidance_scale": 2.0}, "never saw the null condition"),
+        ({"steps": 1001, "spacing": "trailing"}, r"must be in 1\.\.1000"),
+    ],
+)
+def test_a_plan_refuses_bad_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sampling.plan(mlp(), Sampling(**values))
+
+
+def test_a_plan_counts_and_samples() -> None:
+    plan = sampling.plan(unet(), Sampling("ddim", 3, "trailing", guidance_scale=2.0))
+    assert plan.nfe == 6
+    assert plan.times.tolist() == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+    unconditional = Model(unet().denoiser, (1, 8, 8))
+    with pytest.raises(UsageError, match="has no classes"):
+        sampling.plan(unconditional, Sampling(guidance_scale=2.0))
+    for name in sampling.SAMPLERS:
+        *_, last = sampling.walk(unet(), Sampling(name, 3), [0, -1], 2)
+        assert last.x.shape == (2, 1, 8, 8)
+        assert float(last.x.detach().abs().max()) <= 1.2
+
+
+def test_labels_of_the_noise_level() -> None:
+    table = Tabulated(steps=1000)
+    assert [round(float(index(table, (i + 1) / 1000)), 9) for i in (0, 500, 999)] == [0, 500, 999]
+    assert angle(Cosine(0.0), 0.3) == pytest.approx(300)
+    assert LABELS["quarter_log_sigma"](process.EDM(1.0), 0.5) == pytest.approx(
+        -0.6931 / 4, abs=1e-4
+    )
+    with pytest.raises(ValueError, match="has no table"):
+        index(VP(), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"betas": "lienar"}, 'betas "lienar".*did you mean "linear"'),
+        ({"steps": 1}, "at least 2"),
+        ({"betas": (0.1, 1.0)}, r"beta\[1\] of the table is outside"),
+        ({"betas": (-0.1, 0.5)}, r"beta\[0\] of the table is outside"),
+    ],
+)
+def test_refuses_tables_that_are_none(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Tabulated(**values)
+
+
+def modules() -> list[str]:
+    """Return the names of all modules of the package."""
+    return [m.name for m in pkgutil.walk_packages(fewstep.__path__, "fewstep.")]
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if not n.endswith("__main__")])
+def test_the_examples_in_the_documentation_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_tables_of_names_are_closed() -> None:
+    assert set(model.NETS) == {"UNet", "MLP"}

@@ -1,0 +1,190 @@
+"""Recipes: what may stand in them, how keys are changed, and what they become."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep import data, model, recipes
+from fewstep.data import Images
+from fewstep.errors import UsageError
+from fewstep.objectives import times, weights
+from fewstep.recipes import build, dump, load, override, parse, propose, read, schema, shipped
+from fewstep.recipes.build import TIMES, WEIGHTS
+from fewstep.train.config import FitConfig
+
+SMALL = {"net": {"width": 8, "depth": 1, "heads": 1}, "train": {"batch_size": 8}}
+
+
+def noise(shape=(1, 8, 8), classes=("a", "b"), n=40):
+    rng = np.random.default_rng(0)
+    labels = np.arange(n, dtype=np.int64) % max(len(classes), 1)
+    return Images.of(rng.integers(0, 256, (n, *shape), dtype=np.uint8), labels, classes, "noise")
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_can_be_built(name):
+    recipe = parse(load(read.shipped_path(name)))
+    assert recipe.folder == f"runs/{name}"
+    train, _ = data.open(recipe.data.path)
+    built = build(recipe, train)
+    assert built.config.steps == recipe.train.steps
+
+
+def test_the_digits_recipe_has_a_small_network():
+    recipe = parse(load(read.shipped_path("digits")))
+    built = build(recipe, data.open("digits")[0])
+    assert 3e5 < model.parameter_count(built.model.denoiser) < 1.5e6
+    assert built.model.denoiser.null
+    assert repr(built.model.denoiser.param) == "V"
+
+
+def test_what_is_written_down_is_the_recipe(tmp_path):
+    recipe = parse(override(SMALL, ["seed=18446744073709551615", "out=a b", "data.size=16"]))
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(recipe))
+    assert parse(load(path)) == recipe
+    assert recipe.seed == 2**64 - 1
+
+
+def test_overrides_are_typed_and_leave_the_original_alone():
+    values = {"train": {"lr": 0.1}}
+    words = [
+        "train.lr=1e-4",
+        "net.mult=[1, 2.5]",
+        "train.flip=true",
+        "name=2024",
+        "data.size=null",
+    ]
+    recipe = parse(override(values, words))
+    assert recipe.train.lr == 1e-4  # YAML alone would read this as text
+    assert recipe.net.mult == (1.0, 2.5)
+    assert recipe.train.flip is True
+    assert recipe.name == "2024"
+    assert recipe.data.size is None
+    assert values == {"train": {"lr": 0.1}}
+
+
+def test_changing_the_process_drops_the_parameters_of_the_old_one():
+    values = {"process": {"name": "Cosine", "floor": 0.01}}
+    recipe = parse(override(values, ["process.name=VP", "process.beta_max=10"]))
+    assert recipe.process == {"name": "VP", "beta_min": 0.1, "beta_max": 10.0}
+    with pytest.raises(UsageError, match="floor"):
+        parse(override({}, ["process.floor=warm"]))
+
+
+@pytest.mark.parametrize("key", list(read.keys()))
+def test_every_key_takes_its_own_default(key):
+    value = parse({}).model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    if key == "process":
+        return
+    text = value if isinstance(value, str) else json.dumps(value)
+    assert parse(override({}, [f"{key}={text}"])) == parse({})
+
+
+def test_the_first_fault_is_told_and_the_others_counted():
+    with pytest.raises(UsageError, match=r"train.steps=0: must be .* \(and 1 more\)"):
+        parse({"train": {"steps": 0, "lr": 0}})
+
+
+def test_settings_are_those_of_the_layers_below():
+    fit = {f.name for f in dataclasses.fields(FitConfig)} - {"seed"}
+    assert set(schema.Train.model_fields) - {"replacement"} == fit
+    defaults = schema.Train()
+    same = [n for n in fit if getattr(defaults, n) == getattr(FitConfig(), n)]
+    assert set(same) == fit
+    assert schema.Sampling().model_dump() == dataclasses.asdict(model.Sampling())
+
+
+def test_the_network_meets_its_images():
+    colour = build(parse(SMALL), noise((3, 8, 8), ("a", "b", "c"))).model
+    config = colour.denoiser.net.config
+    assert (config.in_channels, config.out_channels, config.classes) == (3, 3, 3)
+    assert colour.classes == ("a", "b", "c")
+    plain = build(parse(SMALL), noise(classes=())).model
+    assert plain.denoiser.net.config.classes == 0
+    with pytest.raises(UsageError, match=r"10x10.*multiple of 4.*8 or 12"):
+        build(parse({**SMALL, "net": {"width": 8, "mult": [1, 1, 1]}}), noise((1, 10, 10)))
+
+
+def test_without_label_dropout_there_is_no_null_condition():
+    dropped = build(parse({**SMALL, "objective": {"drop": 0.1}}), noise())
+    kept = build(parse({**SMALL, "objective": {"drop": 0}}), noise())
+    assert dropped.model.denoiser.null
+    assert not kept.model.denoiser.null
+    assert (dropped.objective.drop, kept.objective.drop) == (0.1, 0)
+    with pytest.raises(UsageError, match="null condition"):
+        build(
+            parse({**SMALL, "objective": {"drop": 0}, "sampling": {"guidance_scale": 2}}), noise()
+        )
+
+
+def test_weights_come_from_the_seed_and_leave_the_global_numbers_alone():
+    def first(seed):
+        return next(build(parse({**SMALL, "seed": seed}), noise()).model.denoiser.parameters())
+
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, two, other = first(1), first(1), first(2)
+    assert torch.rand(1) == expected
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_a_model_does_not_say_where_its_data_lay():
+    images = noise().renamed("/home/somebody/cats")
+    about = build(parse(SMALL), images).model.about
+    assert about["data"]["name"] == "cats"
+    assert about["data"]["fingerprint"] == images.fingerprint
+
+
+def test_objective_names_are_a_closed_table():
+    goal = {"times": "log-normal", "weight": "edm", "view": "x0"}
+    built = build(parse({**SMALL, "param": "EDM", "objective": goal}), noise())
+    assert isinstance(built.objective.times, times.LogNormal)
+    assert isinstance(built.objective.weight, weights.Edm)
+    for name in TIMES:
+        parse({"objective": {"times": name}})
+    for name in WEIGHTS:
+        parse({"objective": {"weight": name}})
+
+
+@pytest.mark.parametrize(
+    ("size", "n", "expected"),
+    [
+        ((8, 8), 40, {"size": None, "levels": 2, "batch": 32}),
+        ((28, 28), 300, {"size": None, "levels": 3, "batch": 128}),
+        ((30, 41), 40, {"size": 24, "levels": 3, "batch": 32}),
+        ((200, 180), 40, {"size": 64, "levels": 4, "batch": 32}),
+        ((5, 9), 40, {"size": 8, "levels": 2, "batch": 32}),
+    ],
+)
+def test_a_proposal_fits_its_images(tmp_path, monkeypatch, size, n, expected):
+    from PIL import Image
+
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    for i in range(n):
+        folder = tmp_path / "set" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (i, 0, 0)).save(folder / f"{i}.png")
+    recipe, reasons = propose(tmp_path / "set")
+    assert recipe.data.size == expected["size"]
+    assert len(recipe.net.mult) == expected["levels"]
+    assert recipe.train.batch_size == expected["batch"]
+    assert recipe.name == "set"
+    assert any("memorise" in line for line in reasons)
+    assert propose(tmp_path / "set")[0] == recipe
+    d = recipe.data
+    train, _ = data.open(d.path, size=d.size, resize=d.resize, channels=d.channels)
+    thin = recipe.net.model_copy(update={"width": 16})
+    built = build(recipe.model_copy(update={"net": thin}), train)
+    assert built.model.classes == ("a", "b")
+
+
+def test_the_package_names_are_there():
+    assert set(recipes.__all__) <= set(dir(recipes))
