@@ -2,23 +2,24 @@
 
 Ours is the fused AdamW and the moving average of `fewstep.train`; the peer is AdamW as it comes,
 with diffusers' EMAModel. Same network (1.6 million parameters), same gradients, one thread, the
-two in turn in one process; the figure is the ratio of the medians.
+two in turn in one process. One timed unit is ten steps. The states of both hold the same
+numbers: weights, two moments and an average.
 """
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from benchmarks import timing
 from fewstep.model import parameter_count
 from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.train.ema import EMA
 from fewstep.train.state import adamw
 
 GOAL = 0.30
+REPEATS = 10
 
 
 def small_net() -> nn.Module:
@@ -39,56 +40,49 @@ def _prepared() -> nn.Module:
 
 
 def ours() -> Callable[[], None]:
-    """Return our step."""
+    """Return ten steps of ours."""
     net = _prepared()
     optimizer, ema = adamw(list(net.parameters()), 0.01), EMA(net, 0.999)
 
-    def step() -> None:
-        optimizer.step()
-        ema.update()
+    def steps() -> None:
+        for _ in range(REPEATS):
+            optimizer.step()
+            ema.update()
 
-    return step
+    return steps
 
 
 def peer() -> Callable[[], None]:
-    """Return the step of the usual training scripts."""
-    from diffusers.training_utils import EMAModel
+    """Return ten steps of the usual training scripts.
 
+    Raises:
+        timing.Skip: diffusers is not installed.
+    """
+    try:
+        from diffusers.training_utils import EMAModel
+    except ImportError as e:
+        raise timing.Skip(f"diffusers is not installed ({e})") from e
     net = _prepared()
     optimizer, ema = torch.optim.AdamW(net.parameters(), lr=1e-4), EMAModel(net.parameters())
 
-    def step() -> None:
-        optimizer.step()
-        ema.step(net.parameters())
+    def steps() -> None:
+        for _ in range(REPEATS):
+            optimizer.step()
+            ema.step(net.parameters())
 
-    return step
+    return steps
 
 
-def run(rounds: int = 11, repeats: int = 10) -> dict[str, object]:
+def run(rounds: int = 31) -> timing.Row:
     """Measure and return the row; times are milliseconds per step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    steps = {"ours": ours(), "peer": peer()}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for k in range(rounds + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            for _ in range(repeats):
-                step()
-            if k:  # the first round warms up
-                times[name].append((time.perf_counter() - began) / repeats * 1e3)
-    torch.set_num_threads(threads)
-    mine, other = (statistics.median(times[name]) for name in ("ours", "peer"))
-    count = parameter_count(small_net())
-    return {
-        "row": "G11",
-        "what": f"optimizer + EMA step, {count / 1e6:.2f}M parameters, 1 thread",
-        "ours": round(mine, 3),
-        "peer": round(other, 3),
-        "ratio": round(mine / other, 3),
-        "goal": GOAL,
-        "ok": mine / other <= GOAL,
-    }
+    with timing.one_thread():
+        times = timing.take_turns({"ours": ours(), "peer": peer()}, rounds, 2)
+    millis = {name: [s / REPEATS * 1e3 for s in values] for name, values in times.items()}
+    net = small_net()
+    return timing.row(
+        "G11", f"optimizer + EMA step, {parameter_count(net) / 1e6:.2f} M parameters",
+        millis["ours"], millis["peer"], "ms", GOAL, tensors=sum(1 for _ in net.parameters()),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,13 +18,11 @@ Row = dict[str, Any]
 Side = Callable[[], object]
 
 
-class Skip(Exception):  # noqa: N818 -- not an error: the row cannot be measured here
+class Skip(Exception):
     """Say why a row cannot be measured on this machine."""
 
 
-def take_turns(
-    sides: Mapping[str, Side], rounds: int, warm_up: int = 1
-) -> dict[str, list[float]]:
+def take_turns(sides: Mapping[str, Side], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Return the seconds of each side in each round, warm-up left out."""
     names = list(sides)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -83,6 +81,11 @@ def row(
         "rounds": len(ours),
         **more,
     }
+
+
+def skipped(name: str, reason: str) -> Row:
+    """Return the line of a row that could not be measured."""
+    return {"row": name, "what": f"skipped: {reason}", "ok": None}
 
 
 def one_thread() -> AbstractContextManager[None]:

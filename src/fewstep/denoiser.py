@@ -14,11 +14,12 @@ A condition is one argument: class indices of shape (B,), where -1 asks for the 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from fewstep import shapes
+from fewstep.errors import UsageError
 from fewstep.prediction import Prediction, scaled_sum
 from fewstep.process import Process, Tabulated
 from fewstep.shapes import Number, like
@@ -52,9 +53,11 @@ class Denoiser(nn.Module, ABC):
             a point on the line x_t = alpha x0 + sigma eps.
         """
 
-    def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-        """Call forward; stated for its types."""
-        return super().__call__(x_t, t, cond)
+    if TYPE_CHECKING:  # nn.Module's call returns Any
+
+        def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+            """Call forward."""
+            ...
 
     def cost(self, t: float) -> int:
         """Return the number of network evaluations per image that one call at t needs."""
@@ -63,7 +66,8 @@ class Denoiser(nn.Module, ABC):
 
     def levels(self, x_t: Tensor, t: Number) -> tuple[Number, Number]:
         """Return alpha and sigma at t, ready to multiply x_t: floats or (B, 1, ...)."""
-        return like(self.process.alpha(t), x_t), like(self.process.sigma(t), x_t)
+        alpha, sigma = self.process.levels(t)
+        return like(alpha, x_t), like(sigma, x_t)
 
 
 class Param(Protocol):
@@ -187,6 +191,9 @@ class NetDenoiser(Denoiser):
         param: how the output is to be read.
         label: what the network is told about the noise level.
         null: whether the network was trained with the null condition.
+
+    Raises:
+        UsageError: a process that ends in pure noise, where eps and score say nothing of x0.
     """
 
     def __init__(
@@ -198,6 +205,11 @@ class NetDenoiser(Denoiser):
         null: bool = True,
     ) -> None:
         super().__init__()
+        if param in (EPS, SCORE) and isinstance(process, Tabulated) and process.zero_terminal_snr:
+            raise UsageError(
+                f"param {param!r} with zero_terminal_snr: at t = 1 there is no signal to find; "
+                "use V or X0"
+            )
         self.net, self.process, self.param, self.label = net, process, param, label
         self.null = null
 
@@ -207,7 +219,9 @@ class NetDenoiser(Denoiser):
         c_in = self.param.scale(alpha, sigma)
         x_in = x_t if isinstance(c_in, float) and c_in == 1.0 else c_in * x_t
         out = self.net(x_in, shapes.per_sample(self.label(self.process, t), x_t), cond)
-        return self.param.read(x_t, alpha, sigma, out.to(x_t.dtype))
+        if out.dtype != x_t.dtype:
+            out = out.to(x_t.dtype)
+        return self.param.read(x_t, alpha, sigma, out)
 
     def cost(self, t: float) -> int:
         """Return 1."""

@@ -20,19 +20,20 @@ VIEWS = ("x0", "eps", "v", "score")
 class Prediction:
     """Hold a noisy batch x_t with one consistent pair (x0, eps).
 
-    The missing member of the pair is derived on first use: a solver that never asks for eps does
+    What is missing of the pair is derived on first use: a solver that never asks for eps does
     not pay for it, and nothing is divided by sigma = 0 or alpha = 0 without need.
 
     Args:
         x_t: noisy batch, shape (B, *).
         alpha: signal level, a float or (B, 1, ...).
         sigma: noise level, a float or (B, 1, ...).
-        x0: clean batch, shape of x_t, or None when eps is given.
-        eps: noise, shape of x_t, or None when x0 is given.
+        x0: clean batch, shape of x_t, or None when another view is given.
+        eps: noise, shape of x_t, or None when another view is given.
         variance: learned variance of the reverse step (Nichol and Dhariwal, 2021), shape of x_t.
+        v: velocity, shape of x_t, or None when another view is given.
     """
 
-    __slots__ = ("_eps", "_x0", "alpha", "sigma", "variance", "x_t")
+    __slots__ = ("_eps", "_v", "_x0", "alpha", "sigma", "variance", "x_t")
 
     def __init__(
         self,
@@ -42,10 +43,11 @@ class Prediction:
         x0: Tensor | None = None,
         eps: Tensor | None = None,
         variance: Tensor | None = None,
+        v: Tensor | None = None,
     ) -> None:
-        assert x0 is not None or eps is not None
+        assert x0 is not None or eps is not None or v is not None
         self.x_t, self.alpha, self.sigma, self.variance = x_t, alpha, sigma, variance
-        self._x0, self._eps = x0, eps
+        self._x0, self._eps, self._v = x0, eps, v
 
     @classmethod
     def from_x0(cls, x_t: Tensor, alpha: Number, sigma: Number, x0: Tensor) -> Prediction:
@@ -67,9 +69,7 @@ class Prediction:
         Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion
             Models", 2022, appendix D (arXiv 2202.00512).
         """
-        square = alpha * alpha + sigma * sigma
-        a, s = alpha / square, sigma / square
-        return cls(x_t, alpha, sigma, x0=scaled_sum(a, x_t, -s, v), eps=scaled_sum(s, x_t, a, v))
+        return cls(x_t, alpha, sigma, v=v)
 
     @classmethod
     def from_score(cls, x_t: Tensor, alpha: Number, sigma: Number, score: Tensor) -> Prediction:
@@ -80,16 +80,22 @@ class Prediction:
     def x0(self) -> Tensor:
         """The clean image E[x0 | x_t], shape (B, *)."""
         if self._x0 is None:
-            inverse = divide(1.0, self.alpha)
-            self._x0 = scaled_sum(inverse, self.x_t, -self.sigma * inverse, self.eps)
+            if self._v is not None:
+                self._x0 = self.at(1.0, 0.0)
+            else:
+                inverse = divide(1.0, self.alpha)
+                self._x0 = scaled_sum(inverse, self.x_t, -self.sigma * inverse, self.eps)
         return self._x0
 
     @property
     def eps(self) -> Tensor:
         """The noise, shape (B, *), of unit scale."""
         if self._eps is None:
-            inverse = divide(1.0, self.sigma)
-            self._eps = scaled_sum(inverse, self.x_t, -self.alpha * inverse, self.x0)
+            if self._v is not None:
+                self._eps = self.at(0.0, 1.0)
+            else:
+                inverse = divide(1.0, self.sigma)
+                self._eps = scaled_sum(inverse, self.x_t, -self.alpha * inverse, self.x0)
         return self._eps
 
     @property
@@ -100,7 +106,34 @@ class Prediction:
     @property
     def v(self) -> Tensor:
         """The velocity alpha eps - sigma x0, shape (B, *)."""
-        return scaled_sum(self.alpha, self.eps, -self.sigma, self.x0)
+        if self._v is None:
+            self._v = scaled_sum(self.alpha, self.eps, -self.sigma, self.x0)
+        return self._v
+
+    def at(self, alpha: Number, sigma: Number) -> Tensor:
+        """Return alpha x0 + sigma eps: the same pair put down at another noise level.
+
+        Both x0 and eps are sums of x_t and of what the network said, and so is the result: it
+        takes one sum, where asking for x0 and eps first takes two or three.
+
+        Args:
+            alpha: signal level to go to, a float or (B, 1, ...).
+            sigma: noise level to go to, a float or (B, 1, ...).
+
+        Returns:
+            shape (B, *).
+        """
+        if self._x0 is not None and self._eps is not None:
+            return scaled_sum(alpha, self._x0, sigma, self._eps)
+        if self._v is not None:
+            square = self.alpha * self.alpha + self.sigma * self.sigma
+            a, s = self.alpha / square, self.sigma / square
+            return scaled_sum(alpha * a + sigma * s, self.x_t, sigma * a - alpha * s, self._v)
+        if self._x0 is not None:
+            ratio = divide(sigma, self.sigma)
+            return scaled_sum(ratio, self.x_t, alpha - ratio * self.alpha, self._x0)
+        ratio = divide(alpha, self.alpha)
+        return scaled_sum(ratio, self.x_t, sigma - ratio * self.sigma, self.eps)
 
     def view(self, name: str) -> Tensor:
         """Return the view called "x0", "eps", "v" or "score", shape (B, *).
@@ -135,6 +168,9 @@ class Prediction:
             the combined point; the learned variance is that of `other`.
         """
         w = like(weight, self.x_t)
+        if self._v is not None and other._v is not None:
+            v = self._v.lerp(other._v, w)
+            return Prediction(self.x_t, self.alpha, self.sigma, variance=other.variance, v=v)
         share_x0 = self._x0 is not None and other._x0 is not None
         share_eps = self._eps is not None and other._eps is not None
         x0 = self.x0.lerp(other.x0, w) if share_x0 else None
@@ -160,4 +196,6 @@ def scaled_sum(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     """
     if isinstance(b, Tensor):
         return (a * x).addcmul(b, y)
+    if isinstance(a, float) and a == 1.0:
+        return x.add(y, alpha=b)
     return (a * x).add_(y, alpha=b)

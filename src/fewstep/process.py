@@ -14,7 +14,7 @@ All are frozen values and answer for a float or for a tensor of shape (B,) (see 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class Process(ABC):
     @abstractmethod
     def time(self, logsnr: Number) -> Number:
         """Return the t with this log-SNR: the inverse of `logsnr`, a float or shape (B,)."""
+
+    def levels(self, t: Number) -> tuple[Number, Number]:
+        """Return (alpha, sigma), which samplers need together at every step."""
+        return self.alpha(t), self.sigma(t)
 
     def logsnr(self, t: Number) -> Number:
         """Return 2 ln(alpha / sigma): falls with t, +inf where sigma is 0."""
@@ -251,8 +255,12 @@ class Tabulated(Process):
             return torch.lerp(table[i], table[i + 1], u - i).to(t.dtype)
         u = t * self.steps
         i = min(max(int(u), 0), self.steps - 1)
-        low, high = _angle_list(self)[i : i + 2]
+        low, high = self._angle_list[i : i + 2]
         return low + (u - i) * (high - low)
+
+    @cached_property
+    def _angle_list(self) -> list[float]:
+        return _angles(self).tolist()  # kept here: a look-up by value hashes the betas each time
 
     def alpha(self, t: Number) -> Number:
         """Return cos(phi): sqrt(alpha-bar) at the entries of the table."""
@@ -261,6 +269,11 @@ class Tabulated(Process):
     def sigma(self, t: Number) -> Number:
         """Return sin(phi): sqrt(1 - alpha-bar) at the entries of the table."""
         return shapes.sin(self._phi(t))
+
+    def levels(self, t: Number) -> tuple[Number, Number]:
+        """Return (cos(phi), sin(phi)), reading the table once."""
+        phi = self._phi(t)
+        return shapes.cos(phi), shapes.sin(phi)
 
     def time(self, logsnr: Number) -> Number:
         """Invert the interpolated table."""
@@ -300,11 +313,6 @@ def _angles(process: Tabulated) -> Tensor:
     root = _roots(process)
     angle = torch.atan2((1 - root**2).sqrt(), root)
     return torch.cat([torch.zeros(1, dtype=torch.float64), angle])
-
-
-@lru_cache(maxsize=64)
-def _angle_list(process: Tabulated) -> list[float]:
-    return _angles(process).tolist()
 
 
 ALL: tuple[type[Process], ...] = (VP, Cosine, VE, EDM, Tabulated)

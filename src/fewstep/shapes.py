@@ -106,15 +106,15 @@ def at_zero(c: Number) -> bool:
 
 
 def per_sample(t: Number, x: Tensor) -> Tensor:
-    """Return t as one float32 value per sample, as a network wants it.
+    """Return t as float32 values, as a network wants it.
 
     Args:
         t: a float or a tensor of shape () or (B,).
         x: the batch, shape (B, *).
 
     Returns:
-        shape (B,), float32, on the device of x.
+        shape (B,) or, for a float, (1,): one level is embedded once, not once per sample.
     """
     if isinstance(t, Tensor):
         return t.to(x.device, torch.float32).expand(x.shape[0])
-    return torch.full((x.shape[0],), t, dtype=torch.float32, device=x.device)
+    return torch.full((1,), t, dtype=torch.float32, device=x.device)

@@ -11,7 +11,7 @@ import torch
 
 import fewstep
 from fewstep import model, process, sampling
-from fewstep.denoiser import EDM, EPS, LABELS, NetDenoiser, _Edm, angle, index
+from fewstep.denoiser import EDM, EPS, LABELS, SCORE, NetDenoiser, V, _Edm, angle, index
 from fewstep.errors import UsageError
 from fewstep.model import Model, Sampling, from_description
 from fewstep.nets.mlp import MLP, MLPConfig
@@ -178,3 +178,12 @@ def test_the_examples_in_the_documentation_run(name: str) -> None:
 
 def test_the_tables_of_names_are_closed() -> None:
     assert set(model.NETS) == {"UNet", "MLP"}
+
+
+@pytest.mark.parametrize("param", [EPS, SCORE])
+def test_pure_noise_cannot_be_predicted_from_eps(param):
+    """At zero terminal SNR x0 = (x_t - sigma eps) / 0: refused at once, V is accepted."""
+    pure = Tabulated(zero_terminal_snr=True)
+    with pytest.raises(UsageError, match="zero_terminal_snr"):
+        NetDenoiser(torch.nn.Identity(), pure, param)
+    NetDenoiser(torch.nn.Identity(), pure, V)

@@ -17,8 +17,8 @@ def train_classifier(
 ) -> nn.Module:
     """Train a small convolutional classifier on real images.
 
-    Two 3x3 convolutions, average pooling and a linear layer; AdamW on batches of 128, images
-    shifted by up to one pixel. No global random state is used.
+    Two 3x3 convolutions, pooling to 4x4 and two linear layers with dropout; AdamW on batches of
+    128. No global random state is used.
 
     Args:
         x: images in [-1, 1], shape (N, C, H, W), H and W >= 4.
@@ -39,20 +39,22 @@ def train_classifier(
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
-            nn.Linear(64 * 16, classes),
+            nn.Dropout(0.3),
+            nn.Linear(64 * 16, 128),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(128, classes),
         )
-    draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
-    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(x), (128,), generator=draw)
-        dy, dx = torch.randint(-1, 2, (2,), generator=draw).tolist()
-        batch = x[rows].roll((dy, dx), (2, 3))
-        loss = F.cross_entropy(net(batch), y[rows], label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        plan.step()
+        draw = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
+        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (128,), generator=draw)
+            loss = F.cross_entropy(net(x[rows]), y[rows], label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            fall.step()
     return net.eval().requires_grad_(False)
 
 

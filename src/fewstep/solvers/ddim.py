@@ -71,14 +71,14 @@ class DDIM(Solver):
         del carry
         p = denoiser(x, t, cond)
         process = denoiser.process
-        alpha_s, sigma_s = process.alpha(s), process.sigma(s)
+        alpha_s, sigma_s = process.levels(s)
         if shapes.at_zero(sigma_s):
             return alpha_s * p.x0, None
         if not self.eta:
-            return scaled_sum(like(alpha_s, x), p.x0, like(sigma_s, x), p.eps), None
+            return p.at(like(alpha_s, x), like(sigma_s, x)), None
         std = self.eta * shapes.sqrt(posterior(process, t, s)[1])
         keep = shapes.sqrt(sigma_s * sigma_s - std * std)
-        mean = scaled_sum(like(alpha_s, x), p.x0, like(keep, x), p.eps)
+        mean = p.at(like(alpha_s, x), like(keep, x))
         return mean + like(std, x) * draw(noise, x, self), None
 
     def check(self, process: Process, times: list[float]) -> None:
@@ -145,7 +145,7 @@ class DDPM(Solver):
         del carry
         p = denoiser(x, t, cond)
         process = denoiser.process
-        alpha_s, sigma_s = process.alpha(s), process.sigma(s)
+        alpha_s, sigma_s = process.levels(s)
         if shapes.at_zero(sigma_s):
             return alpha_s * p.x0, None
         var_ts, tilde = posterior(process, t, s)

@@ -70,8 +70,8 @@ class DPMSolverPP(Solver):
         del noise
         x0 = denoiser(x, t, cond).x0
         process = denoiser.process
-        alpha_t, sigma_t = process.alpha(t), process.sigma(t)
-        alpha_s, sigma_s = process.alpha(s), process.sigma(s)
+        alpha_t, sigma_t = process.levels(t)
+        alpha_s, sigma_s = process.levels(s)
         if shapes.at_zero(sigma_s):
             return alpha_s * x0, None
         shrink = sigma_s / sigma_t

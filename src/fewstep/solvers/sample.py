@@ -54,9 +54,8 @@ class _Watch(Denoiser):
         return self.forward(x_t, t, cond)
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-        prediction = self.inner[0](x_t, t, cond)
-        self.last[:] = (prediction,)
-        return prediction
+        self.last[:] = (self.inner[0](x_t, t, cond),)
+        return self.last[0]
 
 
 class _Count(Denoiser):
@@ -120,13 +119,15 @@ def sample(
     if x is not None and tuple(x.shape) != tuple(shape):
         raise ValueError(f"x of shape {tuple(x.shape)}: expected {tuple(shape)}")
     solver.check(denoiser.process, levels)
-    source = PerImage(image_seeds(seed, shape[0])) if noise is None else noise
+    if noise is None and (x is None or solver.stochastic):
+        noise = PerImage(image_seeds(seed, shape[0]))  # a generator each: not made for nothing
     if x is None:
+        assert noise is not None
         parameter = next(denoiser.parameters(), torch.empty(()))
         dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
-        start = source(torch.empty(shape, dtype=dtype, device=parameter.device))
+        start = noise(torch.empty(shape, dtype=dtype, device=parameter.device))
         x = start * denoiser.process.prior_std(levels[0])
-    return _walk(denoiser, x, levels, solver, cond, source)
+    return _walk(denoiser, x, levels, solver, cond, noise)
 
 
 def _check_grid(levels: list[float]) -> None:
@@ -149,13 +150,18 @@ def _check_cond(cond: Cond, shape: tuple[int, ...]) -> None:
         raise ValueError(f"cond of shape {tuple(cond.shape)}: expected ({shape[0]},)")
 
 
-@torch.no_grad()
 def _walk(
-    denoiser: Denoiser, x: Tensor, times: list[float], solver: Solver, cond: Cond, noise: Noise
+    denoiser: Denoiser,
+    x: Tensor,
+    times: list[float],
+    solver: Solver,
+    cond: Cond,
+    noise: Noise | None,
 ) -> Iterator[Step]:
-    watch, carry, total = _Watch(denoiser), None, len(times) - 1
+    watch, carry, total, silent = _Watch(denoiser), None, len(times) - 1, torch.no_grad()
     for i, (t, s) in enumerate(pairwise(times)):
-        x, carry = solver.step(watch, x, t, s, cond, carry, noise)
+        with silent:  # inside the loop: the caller's own code between steps is not ours
+            x, carry = solver.step(watch, x, t, s, cond, carry, noise)
         yield Step(i, total, t, s, x, watch.last[0])
 
 
