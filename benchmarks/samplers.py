@@ -9,8 +9,12 @@ with the forward pass timed in the same round. Every pair starts from the same p
 same noise levels and asks the same network once per step; the finals must agree to 1e-4, or the
 row stops. Ours runs as anyone would run it: `solvers.sample` over a `NetDenoiser`, with its
 checks and its `Step` for every step. k-diffusion gets the network bare, answering x0 as it wants
-it, without the wrapper that its eps models need. S1 also states ours for networks that answer
-eps and v, against the same k-diffusion figure.
+it, without the wrapper that its eps models need. S1 also demands the goal of ours for networks
+that answer eps and v, against the same k-diffusion figure.
+
+Subtracting a forward pass ten times as long makes these figures noisy. So each row also states
+`bare_ratio`, the quotient of the whole times with a network that returns a constant: nothing is
+subtracted there, but the program runs from warm caches, which a real network would empty.
 """
 
 import json
@@ -28,9 +32,14 @@ from fewstep import solvers
 from fewstep.denoiser import EPS, X0, NetDenoiser, Param, V, index
 from fewstep.process import EDM, Process, Tabulated
 from fewstep.shapes import Number
+from fewstep.train.engine import tune_cpu
 
 STEPS, BATCH = 50, 1024
 AGREE = 1e-4
+
+
+Sampler = Callable[[Tensor], Tensor]
+"""From the points at the start to the finals."""
 
 
 class Net(nn.Module):
@@ -53,14 +62,31 @@ class Net(nn.Module):
         return self.layers(torch.cat([x, label], 1))
 
 
+class Constant(nn.Module):
+    """Answer the same points, whatever is asked: what is left is the sampler alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.answer = nn.Buffer(torch.randn(BATCH, 2, generator=generator))
+
+    def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.answer
+
+
 def _noise_level(process: Process, t: Number) -> Number:
     """Tell the network sigma, as k-diffusion does."""
     return process.sigma(t)
 
 
 def ours(
-    net: Net, process: Process, param: Param, label: Any, times: Tensor, solver: solvers.Solver
-) -> Callable[[Tensor], Tensor]:
+    net: nn.Module,
+    process: Process,
+    param: Param,
+    label: Any,
+    times: Tensor,
+    solver: solvers.Solver,
+) -> Sampler:
     """Return our sampler: x_T -> x_0."""
     denoiser = NetDenoiser(net, process, param, label)
 
@@ -71,7 +97,7 @@ def ours(
     return run
 
 
-def k_diffusion(name: str, net: Net, sigmas: Tensor) -> Callable[[Tensor], Tensor]:
+def k_diffusion(name: str, net: nn.Module, sigmas: Tensor) -> Sampler:
     """Return k-diffusion's sampler of that name.
 
     Raises:
@@ -87,7 +113,7 @@ def k_diffusion(name: str, net: Net, sigmas: Tensor) -> Callable[[Tensor], Tenso
     return lambda x: loop(net, x, sigmas, disable=True)
 
 
-def diffusers_ddim(net: Net, kept: list[int]) -> Callable[[Tensor], Tensor]:
+def diffusers_ddim(net: nn.Module, kept: list[int]) -> Sampler:
     """Return diffusers' DDIM, the loop of its examples.
 
     Raises:
@@ -110,7 +136,7 @@ def diffusers_ddim(net: Net, kept: list[int]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _same(x: Tensor, one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]) -> float:
+def _same(x: Tensor, one: Sampler, other: Sampler) -> float:
     """Return the largest difference of two samplers relative to the largest value."""
     a, b = one(x), other(x)
     error = float((a - b).abs().max() / b.abs().max())
@@ -119,7 +145,7 @@ def _same(x: Tensor, one: Callable[[Tensor], Tensor], other: Callable[[Tensor], 
     return error
 
 
-def _forward(net: Net) -> timing.Side:
+def _forward(net: nn.Module) -> timing.Side:
     x, label = torch.randn(BATCH, 2), torch.full((BATCH,), 500.0)
 
     @torch.no_grad()
@@ -130,7 +156,16 @@ def _forward(net: Net) -> timing.Side:
     return run
 
 
-def _overheads(sides: dict[str, timing.Side], net: Net, rounds: int) -> dict[str, list[float]]:
+def _bare(one: Sampler, other: Sampler, rounds: int) -> float:
+    """Return the quotient of the whole times; the networks inside are constants."""
+    x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(1))
+    times = timing.take_turns({"ours": lambda: one(x), "peer": lambda: other(x)}, rounds, 3)
+    return timing.ratio(times["ours"], times["peer"])
+
+
+def _overheads(
+    sides: dict[str, timing.Side], net: nn.Module, rounds: int
+) -> dict[str, list[float]]:
     """Return microseconds per step beside the network, per round; "forward" is the network."""
     forward = _forward(net)
     times = timing.take_turns({"forward": forward, **sides, "again": forward}, rounds, 3)
@@ -158,10 +193,21 @@ def exploding(rounds: int) -> list[timing.Row]:
     for param in (EPS, V):
         one[repr(param)] = ours(net, process, param, _noise_level, times, ddim)
     cost = _overheads({k: lambda f=f: f(x) for k, f in one.items()}, net, rounds)
+    free = Constant()
+    bare = _bare(
+        ours(free, process, X0, _noise_level, times, ddim),
+        k_diffusion("euler", free, sigmas),
+        rounds,
+    )
+    bare_2m = _bare(
+        ours(free, process, X0, _noise_level, times, multistep),
+        k_diffusion("dpmpp_2m", free, sigmas),
+        rounds,
+    )
     forward, what = statistics.median(cost["forward"]), "overhead per step of "
     first = timing.row(
         "S1", what + "DDIM, ours vs k-diffusion sample_euler", cost["x0"], cost["k_euler"], "us",
-        0.40, forward_us=forward, difference=agree[0],
+        0.40, forward_us=forward, difference=agree[0], bare_ratio=bare,
         eps_ratio=timing.ratio(cost["EPS"], cost["k_euler"]),
         v_ratio=timing.ratio(cost["V"], cost["k_euler"]),
     )  # fmt: skip
@@ -170,7 +216,7 @@ def exploding(rounds: int) -> list[timing.Row]:
         first,
         timing.row(
             "S4", what + "DPM-Solver++ 2M, ours vs k-diffusion", cost["dpmpp"], cost["k_dpmpp"],
-            "us", 0.50, forward_us=forward, difference=agree[1],
+            "us", 0.50, forward_us=forward, difference=agree[1], bare_ratio=bare_2m,
         ),
     ]  # fmt: skip
 
@@ -184,14 +230,22 @@ def preserving(rounds: int) -> timing.Row:
     peer = diffusers_ddim(net, kept)
     agree = _same(x, mine, peer)
     cost = _overheads({"ours": lambda: mine(x), "peer": lambda: peer(x)}, net, rounds)
+    free = Constant()
+    bare = _bare(
+        ours(free, Tabulated(), EPS, index, times, solvers.DDIM()),
+        diffusers_ddim(free, kept),
+        rounds,
+    )
     return timing.row(
         "S2", "overhead per step of DDIM, ours vs diffusers DDIMScheduler", cost["ours"],
         cost["peer"], "us", 0.20, forward_us=statistics.median(cost["forward"]), difference=agree,
+        bare_ratio=bare,
     )  # fmt: skip
 
 
 def run(rounds: int = 101) -> list[timing.Row]:
     """Measure the rows."""
+    tune_cpu()  # for both sides: page faults of the network would drown what is measured
     with timing.one_thread():
         return [*exploding(rounds), preserving(rounds)]
 

@@ -26,8 +26,8 @@ CARD = """# {name}
 A class-conditional generator of handwritten digits, 8x8 pixels, ten classes: the model that the
 demo trains, so that `fewstep sample {name} --label 7 -n 16` works at once and offline.
 
-- Network: ADM U-Net, {parameters:,} parameters, stored in float16. Predicts v on the cosine process;
-  trained with label dropout, so it can be guided.
+- Network: ADM U-Net, {parameters:,} parameters, stored in float16. Predicts v on the cosine
+  process; trained with label dropout, so it can be guided.
 - Data: scikit-learn's `load_digits` (Alpaydin and Kaynak, "Optical Recognition of Handwritten
   Digits", UCI 1998, CC BY 4.0), training split of {images:,} images.
 - Made by: `fewstep train digits out=runs/{name} seed={seed} device=cpu`, {steps:,} steps, then
@@ -36,8 +36,8 @@ demo trains, so that `fewstep sample {name} --label 7 -n 16` works at once and o
 - Not for: anything but trying things out; it knows {images:,} digits of 13 writers.
 
 Figures, {n:,} images each (image i: seed i, class i mod 10), against {held_out} held-out digits;
-FD-pixels is the Frechet distance of the raw pixels, its floor that of as many real training digits.
-Accuracy by a classifier that names {judge:.3f} of the real held-out digits rightly.
+FD-pixels is the Frechet distance of the raw pixels, its floor that of as many real training
+digits. Accuracy by a classifier that names {judge:.3f} of the real held-out digits rightly.
 
 | sampling | network evaluations | accuracy | FD-pixels | floor |
 |---|---|---|---|---|
@@ -61,10 +61,11 @@ def main(run: str, name: str) -> None:
         f"| {f.row.title} | {f.nfe} | {f.accuracy:.3f} | {f.distance:.3f} | {f.floor:.3f} |"
         for f in figures
     )
+    about = found.model.about
     card = CARD.format(
-        name=name, parameters=parameter_count(found.model.denoiser), steps=found.model.about["step"],
-        images=found.model.about["data"]["images"], seed=seed, n=figures[0].row.images,
-        held_out=held_out, judge=judge, rows=rows,
+        name=name, parameters=parameter_count(found.model.denoiser), steps=about["step"],
+        images=about["data"]["images"], seed=seed, n=figures[0].row.images, held_out=held_out,
+        judge=judge, rows=rows,
     )  # fmt: skip
     shutil.rmtree(target)
     save_model(half, target, extra={"card.md": card})

@@ -1,7 +1,7 @@
 """Write the table of results into the README from the figures that the demo stored.
 
-    make demo && cp runs/demo/results.json docs/results/demo-digits.json
-    python tools/results_table.py            # writes; with --check it only compares
+make demo && cp runs/demo/results.json docs/results/demo-digits.json
+python tools/results_table.py            # writes; with --check it only compares
 """
 
 import json

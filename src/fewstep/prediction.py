@@ -196,6 +196,9 @@ def scaled_sum(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     """
     if isinstance(b, Tensor):
         return (a * x).addcmul(b, y)
-    if isinstance(a, float) and a == 1.0:
-        return x.add(y, alpha=b)
+    if isinstance(a, float):  # with alpha = 1, the exploding processes, a step is one of these
+        if a == 1.0:
+            return x.add(y, alpha=b)
+        if a + b == 1.0:
+            return y.lerp(x, a)
     return (a * x).add_(y, alpha=b)

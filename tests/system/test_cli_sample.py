@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from fewstep.cli import resolve, sample
-from fewstep.report.picture import read_settings
 from fewstep.denoiser import NetDenoiser
 from fewstep.model import Model, Sampling
 from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import Cosine
+from fewstep.report.picture import read_settings
 from fewstep.train import checkpoint
 from tests.system.cli_runs import call, checkpoints, copy, refused, train_tiny
 

@@ -74,7 +74,7 @@ def test_a_short_demo_ends_in_a_report(tmp_path, capsys) -> None:
         assert row["title"].split("(")[0] in said.out
         assert row["title"] in page
     assert page.count("data:image/png;base64,") == len(rows)
-    for outside in ("http://", "https://", "src=\"/", "href="):
+    for outside in ("http://", "https://", 'src="/', "href="):
         assert outside not in page.replace("http://www.w3.org/", "")
     assert "floor" in said.out
     assert said.out.count("next: fewstep sample") == 1
@@ -85,7 +85,9 @@ def test_a_short_demo_ends_in_a_report(tmp_path, capsys) -> None:
 def test_the_demo_keeps_its_promises(tmp_path, capsys) -> None:
     """Nightly: the demo as a newcomer runs it."""
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    rows = {r["title"]: r for r in json.loads((tmp_path / "demo/results.json").read_text())["rows"]}
+    rows = {
+        r["title"]: r for r in json.loads((tmp_path / "demo/results.json").read_text())["rows"]
+    }
     assert rows["scale 2"]["label_accuracy"] >= 0.98
     assert rows["DDIM 50"]["fd_pixels"] <= 1.5 * rows["DDIM 50"]["fd_pixels_floor"]
     assert rows["sigma-hat 50"]["fd_pixels"] >= 1.1 * rows["DDIM 50"]["fd_pixels"]

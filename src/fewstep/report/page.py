@@ -44,6 +44,9 @@ _TITLES = (
 )
 
 
+_GUIDED = "guided"
+
+
 def render(
     title: str, lead: str, figures: list[Figures], facts: Mapping[str, str], hint: list[str]
 ) -> str:
@@ -78,25 +81,35 @@ def render(
 
 
 def chart(figures: list[Figures]) -> str:
-    """Return an SVG of Frechet distance against network evaluations, both logarithmic."""
+    """Return an SVG of quality against network evaluations.
+
+    Quality is the Frechet distance over its floor, so that rows of different N may stand in one
+    picture: 1 is what real images get. Unguided rows of one sampler are joined by a line.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
+    series: dict[str, list[Figures]] = {}
+    for f in figures:
+        name = f.row.sampling.sampler if f.row.sampling.guidance_scale == 1 else _GUIDED
+        drawn = series.setdefault(name, [])
+        if f.nfe not in [other.nfe for other in drawn] or name == _GUIDED:
+            drawn.append(f)
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 11}):
         plot = Figure(figsize=(9, 4), layout="constrained")
         axes = plot.subplots()
-        for group, members in groupby(figures, key=lambda f: f.row.group):
-            rows = list(members)
-            x, y = [f.nfe for f in rows], [f.distance for f in rows]
-            axes.scatter(x, y, label=group, s=36, zorder=3)
-            for f in rows:
-                axes.annotate(
-                    f.row.title, (f.nfe, f.distance), (5, 4), textcoords="offset points", size=8
-                )
-        low = min(f.floor for f in figures)
-        axes.axhline(low, color="grey", linestyle=":", label="real images (floor)")
-        axes.set(xscale="log", yscale="log", xlabel="network evaluations per image")
-        axes.set_ylabel("FD-pixels (lower is better)")
+        for name, rows in series.items():
+            rows.sort(key=lambda f: f.nfe)
+            x, y = [f.nfe for f in rows], [f.distance / f.floor for f in rows]
+            axes.plot(x, y, "o" if name == _GUIDED else "o-", label=name)
+            for f, at, high in zip(rows, x, y, strict=True):
+                word = f.row.title if name == _GUIDED else f"{f.row.sampling.steps}"
+                axes.annotate(word, (at, high), (5, 4), textcoords="offset points", size=8)
+        axes.axhline(1, color="grey", linestyle=":", label="real images")
+        axes.set(xscale="log", xlabel="network evaluations per image")
+        axes.set_ylabel("FD-pixels over its floor (lower is better)")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False, fontsize=9)
         text = io.StringIO()

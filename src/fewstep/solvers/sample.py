@@ -21,7 +21,7 @@ from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.noise import PerImage, image_seeds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """One step of a sampler, just done.
 
@@ -50,12 +50,11 @@ class _Watch(Denoiser):
         self.inner, self.process, self.null = (denoiser,), denoiser.process, denoiser.null
         self.last: list[Prediction] = []
 
-    def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-        return self.forward(x_t, t, cond)
-
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         self.last[:] = (self.inner[0](x_t, t, cond),)
         return self.last[0]
+
+    __call__ = forward  # no hooks here: spare the module's call
 
 
 class _Count(Denoiser):
