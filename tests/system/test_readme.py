@@ -15,9 +15,9 @@ def test_the_example_runs(root, tmp_path, monkeypatch, capsys) -> None:
     code = found[1]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 20
-    assert "steps=1500" in code
+    assert "steps=1200" in code
     monkeypatch.chdir(tmp_path)
-    exec(compile(code.replace("steps=1500", "steps=2"), "README.md", "exec"), {})
+    exec(compile(code.replace("steps=1200", "steps=2"), "README.md", "exec"), {})
     said = capsys.readouterr().out.splitlines()
     printed = [line for line in said if re.fullmatch(r"\d+ [\d.e-]+ [\d.]+", line)]
     assert len(printed) == 20

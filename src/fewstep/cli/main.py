@@ -87,7 +87,7 @@ def _run(verb: str, words: list[str]) -> int:
     """Import the verb's module and run its command; return the exit code."""
     # Threads that wait for work by spinning stop each other when the machine has other work too:
     # training on two cores was three to eight times slower. libgomp reads this when torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     module = import_module(VERBS[verb][0])
     import typer
 

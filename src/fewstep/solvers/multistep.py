@@ -82,7 +82,7 @@ class DPMSolverPP(Solver):
             slope = (lam_s - lam) / (2 * (lam - carry.lam))  # 0 after pure noise, lam = -inf
             if isinstance(slope, Tensor):  # of a batch of steps, some may end on clean data
                 slope = slope.nan_to_num(0.0, 0.0, 0.0)
-            out = out + like(weight * slope, x) * (x0 - carry.x0)
+            out = scaled_sum(1.0, out, like(weight * slope, x), x0 - carry.x0)
         return out, _Past(lam, x0)
 
     def check(self, process: Process, times: list[float]) -> None:
