@@ -45,11 +45,11 @@ PARTS = (
 )
 
 
-def measure(part: Part, rounds: int) -> list[Row]:
+def measure(part: Part, rounds: int, wanted: set[str]) -> list[Row]:
     """Return the lines of a part; those of a part that cannot run say why."""
     try:
-        run: Callable[[int], Row | list[Row]] = import_module(f"benchmarks.{part.module}").run
-        rows = run(rounds)
+        run: Callable[..., Row | list[Row]] = import_module(f"benchmarks.{part.module}").run
+        rows = run(rounds, wanted)
     except (timing.Skip, ImportError) as e:
         return [timing.skipped(name, str(e)) for name in part.rows]
     return rows if isinstance(rows, list) else [rows]
@@ -144,9 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
     for part in PARTS:
         if not wanted & set(part.rows):
             continue
-        print(f"{' '.join(part.rows)} ...", end=" ", file=sys.stderr, flush=True)
+        asked = [name for name in part.rows if name in wanted]
+        print(f"{' '.join(asked)} ...", end=" ", file=sys.stderr, flush=True)
         start = time.perf_counter()
-        lines = measure(part, part.quick if options.quick else part.rounds)
+        lines = measure(part, part.quick if options.quick else part.rounds, wanted)
         rows += [line for line in lines if line["row"] in wanted]
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     cells = table(rows)

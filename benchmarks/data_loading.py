@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ def _measure(root: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def run(rounds: int = 7) -> dict[str, Any]:
+def run(rounds: int = 7, rows: Collection[str] = ("D1",)) -> timing.Row:
     """Measure row D1 and return it."""
+    del rows  # there is one
     threads, kept = torch.get_num_threads(), os.environ.get("FEWSTEP_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "images"

@@ -8,7 +8,7 @@ first rounds warm up (caches, lazily made kernels) and are thrown away.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -86,6 +86,21 @@ def row(
 def skipped(name: str, reason: str) -> Row:
     """Return the line of a row that could not be measured."""
     return {"row": name, "what": f"skipped: {reason}", "ok": None}
+
+
+def each(
+    measures: Mapping[str, Callable[[], Row | list[Row]]], rows: Collection[str]
+) -> list[Row]:
+    """Return the lines of the rows asked for; a row that cannot run says why, the others run."""
+    lines: list[Row] = []
+    for name, measure in measures.items():
+        if name in rows:
+            try:
+                got = measure()
+            except Skip as e:
+                got = skipped(name, str(e))
+            lines += got if isinstance(got, list) else [got]
+    return lines
 
 
 def one_thread() -> AbstractContextManager[None]:
