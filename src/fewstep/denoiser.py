@@ -14,8 +14,9 @@ A condition is one argument: class indices of shape (B,), where -1 asks for the 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fewstep import shapes
@@ -53,11 +54,9 @@ class Denoiser(nn.Module, ABC):
             a point on the line x_t = alpha x0 + sigma eps.
         """
 
-    if TYPE_CHECKING:  # nn.Module's call returns Any
-
-        def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-            """Call forward."""
-            ...
+    def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Call forward, without the hooks of nn.Module: put hooks on the network instead."""
+        return self.forward(x_t, t, cond)
 
     def cost(self, t: float) -> int:
         """Return the number of network evaluations per image that one call at t needs."""
@@ -67,7 +66,9 @@ class Denoiser(nn.Module, ABC):
     def levels(self, x_t: Tensor, t: Number) -> tuple[Number, Number]:
         """Return alpha and sigma at t, ready to multiply x_t: floats or (B, 1, ...)."""
         alpha, sigma = self.process.levels(t)
-        return like(alpha, x_t), like(sigma, x_t)
+        if isinstance(t, Tensor):
+            return like(alpha, x_t), like(sigma, x_t)
+        return alpha, sigma
 
 
 class Param(Protocol):
@@ -148,6 +149,8 @@ EDM: Param = _Edm(0.5)
 PARAMS: Mapping[str, Param] = {"X0": X0, "EPS": EPS, "V": V, "SCORE": SCORE, "EDM": EDM}
 """The closed table of names that a stored model may use."""
 
+_REMEMBERED = 4096  # times whose labels a denoiser keeps
+
 Label = Callable[[Process, Number], Number]
 """What the network is told about the noise level, as a function of process and time."""
 
@@ -186,7 +189,8 @@ class NetDenoiser(Denoiser):
     """Make a denoiser of a network.
 
     Args:
-        net: net(x, label, cond) -> out, with x and out of shape (B, *) and label of shape (B,).
+        net: net(x, label, cond) -> out, with x and out of shape (B, *) and label of shape (B,), or
+            (1,) where the whole batch has one noise level.
         process: how the data became noise.
         param: how the output is to be read.
         label: what the network is told about the noise level.
@@ -212,16 +216,29 @@ class NetDenoiser(Denoiser):
             )
         self.net, self.process, self.param, self.label = net, process, param, label
         self.null = null
+        self._labels: dict[tuple[float, torch.device], Tensor] = {}
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         """Scale, ask the network, read the answer in the dtype of x_t."""
         alpha, sigma = self.levels(x_t, t)
         c_in = self.param.scale(alpha, sigma)
         x_in = x_t if isinstance(c_in, float) and c_in == 1.0 else c_in * x_t
-        out = self.net(x_in, shapes.per_sample(self.label(self.process, t), x_t), cond)
+        out = self.net(x_in, self._told(x_t, t), cond)
         if out.dtype != x_t.dtype:
             out = out.to(x_t.dtype)
         return self.param.read(x_t, alpha, sigma, out)
+
+    def _told(self, x_t: Tensor, t: Number) -> Tensor:
+        """Return the label, (B,) or for a float (1,); a sampler asks for few, again and again."""
+        if isinstance(t, Tensor):
+            return shapes.per_sample(self.label(self.process, t), x_t)
+        label = self._labels.get((t, x_t.device))
+        if label is None:
+            if len(self._labels) >= _REMEMBERED:
+                self._labels.clear()
+            label = shapes.per_sample(self.label(self.process, t), x_t)
+            self._labels[t, x_t.device] = label
+        return label
 
     def cost(self, t: float) -> int:
         """Return 1."""

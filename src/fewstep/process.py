@@ -24,6 +24,8 @@ from fewstep import shapes
 from fewstep.errors import UsageError, suggest
 from fewstep.shapes import Number
 
+_REMEMBERED = 4096  # times whose levels a process keeps
+
 
 class Process(ABC):
     """Map a time t in [0, 1] to the signal level alpha and the noise level sigma."""
@@ -41,8 +43,23 @@ class Process(ABC):
         """Return the t with this log-SNR: the inverse of `logsnr`, a float or shape (B,)."""
 
     def levels(self, t: Number) -> tuple[Number, Number]:
-        """Return (alpha, sigma), which samplers need together at every step."""
-        return self.alpha(t), self.sigma(t)
+        """Return (alpha, sigma); those of a float are worked out once and remembered.
+
+        A sampler asks for the same few times again and again, as where it goes and then as
+        where it is, for every batch.
+        """
+        if isinstance(t, Tensor):
+            return self.alpha(t), self.sigma(t)
+        pair = self._known.get(t)
+        if pair is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            pair = self._known[t] = self.alpha(t), self.sigma(t)
+        return pair
+
+    @cached_property
+    def _known(self) -> dict[float, tuple[Number, Number]]:
+        return {}
 
     def logsnr(self, t: Number) -> Number:
         """Return 2 ln(alpha / sigma): falls with t, +inf where sigma is 0."""
@@ -247,8 +264,8 @@ class Tabulated(Process):
         return 1 - bar / torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
 
     def _phi(self, t: Number) -> Number:
-        table = _angles(self)
         if isinstance(t, Tensor):
+            table = _angles(self)
             u = (t.double() if t.device.type != "mps" else t) * self.steps
             i = u.floor().long().clamp(0, self.steps - 1)
             table = table.to(u)
@@ -269,11 +286,6 @@ class Tabulated(Process):
     def sigma(self, t: Number) -> Number:
         """Return sin(phi): sqrt(1 - alpha-bar) at the entries of the table."""
         return shapes.sin(self._phi(t))
-
-    def levels(self, t: Number) -> tuple[Number, Number]:
-        """Return (cos(phi), sin(phi)), reading the table once."""
-        phi = self._phi(t)
-        return shapes.cos(phi), shapes.sin(phi)
 
     def time(self, logsnr: Number) -> Number:
         """Invert the interpolated table."""

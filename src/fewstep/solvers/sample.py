@@ -54,8 +54,6 @@ class _Watch(Denoiser):
         self.last[:] = (self.inner[0](x_t, t, cond),)
         return self.last[0]
 
-    __call__ = forward  # no hooks here: spare the module's call
-
 
 class _Count(Denoiser):
     """Add up what the calls of a solver would cost, without calling any network."""
