@@ -81,7 +81,6 @@ def _figures(model: Model) -> tuple[list[Figures], float, int]:
     ways = [
         ("DDIM 20, scale 2", "ddim", 20, 2.0),
         ("DDIM 50, scale 1", "ddim", 50, 1.0),
-        ("sigma-hat 50, scale 1", "ddpm-large", 50, 1.0),
         ("DDIM 10, scale 1", "ddim", 10, 1.0),
         ("DPM-Solver++(2M) 5, scale 1", "dpmpp", 5, 1.0),
     ]

@@ -55,8 +55,19 @@ class Denoiser(nn.Module, ABC):
         """
 
     def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-        """Call forward, without the hooks of nn.Module: put hooks on the network instead."""
-        return self.forward(x_t, t, cond)
+        """Call forward, as `compile` left it, without the hooks of nn.Module.
+
+        Put hooks on the network instead.
+
+        Args:
+            x_t: noisy batch, shape (B, *).
+            t: time in [0, 1], a float or shape (B,).
+            cond: class indices, shape (B,), -1 = null, or None = null for all.
+
+        Returns:
+            what `forward` returns.
+        """
+        return (self._compiled_call_impl or self.forward)(x_t, t, cond)
 
     def cost(self, t: float) -> int:
         """Return the number of network evaluations per image that one call at t needs."""
@@ -160,20 +171,50 @@ def angle(process: Process, t: Number) -> Number:
 
     It depends on the log-SNR alone, is bounded for every process, and equals 1000 t for the
     cosine process, so that sinusoidal embeddings made for 1000 diffusion steps fit.
+
+    Args:
+        process: gives alpha and sigma.
+        t: time in [0, 1], a float or shape (B,).
+
+    Returns:
+        a float or shape (B,), in [0, 1000]; 0 is clean.
     """
     phi = shapes.atan2(process.sigma(t), process.alpha(t))
     return phi * (2000 / math.pi)
 
 
 def index(process: Process, t: Number) -> Number:
-    """Return the index 0..T-1 of the table, T t - 1, as published discrete networks want it."""
+    """Return the index 0..T-1 of the table, T t - 1, as published discrete networks want it.
+
+    Args:
+        process: a `Tabulated` process of T steps.
+        t: time in [0, 1], a float or shape (B,); (i + 1) / T is entry i.
+
+    Returns:
+        a float or shape (B,), in [-1, T - 1]; -1 is clean, which such networks never saw.
+
+    Raises:
+        ValueError: the process has no table.
+
+    Source: Ho et al., 2020, released program (arXiv 2006.11239).
+    """
     if not isinstance(process, Tabulated):
         raise ValueError(f"label index: {process} has no table; use a Tabulated process")
     return t * float(process.steps) - 1
 
 
 def quarter_log_sigma(process: Process, t: Number) -> Number:
-    """Return ln(sigma / alpha) / 4, the label of EDM networks."""
+    """Return ln(sigma / alpha) / 4, the label of EDM networks.
+
+    Args:
+        process: gives the log-SNR.
+        t: time in [0, 1], a float or shape (B,).
+
+    Returns:
+        a float or shape (B,); -inf where sigma is 0.
+
+    Source: Karras et al., 2022, table 1, c_noise (arXiv 2206.00364).
+    """
     return process.logsnr(t) * (-0.125)
 
 
@@ -216,7 +257,7 @@ class NetDenoiser(Denoiser):
             )
         self.net, self.process, self.param, self.label = net, process, param, label
         self.null = null
-        self._labels: dict[tuple[float, torch.device], Tensor] = {}
+        self._labels: dict[tuple[float, torch.device], tuple[Process, Label, Tensor]] = {}
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         """Scale, ask the network, read the answer in the dtype of x_t."""
@@ -232,13 +273,14 @@ class NetDenoiser(Denoiser):
         """Return the label, (B,) or for a float (1,); a sampler asks for few, again and again."""
         if isinstance(t, Tensor):
             return shapes.per_sample(self.label(self.process, t), x_t)
-        label = self._labels.get((t, x_t.device))
-        if label is None:
+        known = self._labels.get((t, x_t.device))
+        # process and label are plain attributes: whoever replaces one must not get old labels
+        if known is None or known[0] is not self.process or known[1] is not self.label:
             if len(self._labels) >= _REMEMBERED:
                 self._labels.clear()
             label = shapes.per_sample(self.label(self.process, t), x_t)
-            self._labels[t, x_t.device] = label
-        return label
+            known = self._labels[t, x_t.device] = self.process, self.label, label
+        return known[2]
 
     def cost(self, t: float) -> int:
         """Return 1."""

@@ -28,12 +28,12 @@ class Mixture(Denoiser):
     Args:
         process: how the data become noise.
         means: shape (K, *).
-        std: standard deviation of every component, > 0, or shape (K,).
+        std: standard deviation of every component, >= 0, or shape (K,); 0 = points.
         classes: class of each component, shape (K,), or None when there is none.
         weights: positive weights, shape (K,), normalised here; equal when None.
 
     Raises:
-        ValueError: shapes that do not fit, or std <= 0 (use `DataSet` for points).
+        ValueError: shapes that do not fit, or std < 0.
 
     Source: Bishop, "Pattern Recognition and Machine Learning", 2006, eq. 2.113-2.117.
     """
@@ -53,18 +53,19 @@ class Mixture(Denoiser):
     ) -> None:
         super().__init__()
         k = means.shape[0]
-        stds = torch.as_tensor(std, dtype=means.dtype).expand(k)
+        stds = torch.as_tensor(std, dtype=means.dtype, device=means.device).expand(k)
         if bool((stds < 0).any()):
             raise ValueError(f"std must be >= 0, got {std}")
         for name, part in (("classes", classes), ("weights", weights)):
             if part is not None and part.shape != (k,):
                 raise ValueError(f"{name} of shape {tuple(part.shape)}: expected ({k},)")
-        w = torch.ones(k, dtype=means.dtype) if weights is None else weights.to(means.dtype)
+        w = means.new_ones(k) if weights is None else weights.to(means)
         self.process = process
         self.register_buffer("means", means, persistent=False)
         self.register_buffer("std", stds, persistent=False)
         self.register_buffer("log_weights", (w / w.sum()).log(), persistent=False)
-        self.register_buffer("classes", classes, persistent=False)
+        where = None if classes is None else classes.to(means.device)
+        self.register_buffer("classes", where, persistent=False)
 
     def log_joint(self, x_t: Tensor, t: Number) -> Tensor:
         """Return log w_k N(x_t; alpha mean_k, var_k I) for each component.
@@ -85,11 +86,29 @@ class Mixture(Denoiser):
         return self.log_weights - square / (2 * var) - x.shape[1] / 2 * (2 * math.pi * var).log()
 
     def log_density(self, x_t: Tensor, t: Number, cond: Cond = None) -> Tensor:
-        """Return log p(x_t), or log p(x_t, y) for a condition, shape (B,)."""
+        """Return log p(x_t), or log p(x_t, y) for a condition.
+
+        Args:
+            x_t: shape (B, *).
+            t: a float or shape (B,).
+            cond: class indices, shape (B,), -1 = any class, or None.
+
+        Returns:
+            shape (B,), float64, in nats.
+        """
         return self._keep(self.log_joint(x_t, t), cond).logsumexp(1)
 
     def log_prob(self, x_t: Tensor, t: Number, cond: Cond) -> Tensor:
-        """Return the exact classifier log p(y | x_t), shape (B,), for `guide.LogProb`."""
+        """Return the exact classifier log p(y | x_t), for `guide.LogProb`.
+
+        Args:
+            x_t: shape (B, *).
+            t: a float or shape (B,).
+            cond: class indices y, shape (B,), -1 = any class, or None.
+
+        Returns:
+            shape (B,), float64, in nats, <= 0; 0 for any class.
+        """
         joint = self.log_joint(x_t, t)
         return self._keep(joint, cond).logsumexp(1) - joint.logsumexp(1)
 
@@ -123,7 +142,7 @@ class Gaussian(Mixture):
     Args:
         process: how the data become noise.
         mean: shape (*).
-        std: standard deviation, > 0.
+        std: standard deviation, >= 0.
     """
 
     def __init__(self, process: Process, mean: Tensor, std: float) -> None:

@@ -6,7 +6,7 @@ never names code. Reading and writing files is the business of `train.checkpoint
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import nn
@@ -78,12 +78,10 @@ class Model:
             "about": dict(self.about),
         }
 
-    def with_denoiser(self, denoiser: NetDenoiser) -> "Model":
-        """Return the same model around another denoiser."""
-        return replace(self, denoiser=denoiser)
-
     def label_index(self, label: str | int) -> int:
-        """Return the index of a class given by name or number.
+        """Return the index of a class given by name or, where no name is a number, by index.
+
+        With classes called "7" and "3", a 0 is more likely a missing class than the first one.
 
         Raises:
             UsageError: the model has no classes, or not this one.
@@ -93,7 +91,8 @@ class Model:
         text = str(label)
         if text in self.classes:
             return self.classes.index(text)
-        if text.isdigit() and int(text) < len(self.classes):
+        numbered = any(name.isdecimal() for name in self.classes)
+        if text.isdecimal() and not numbered and int(text) < len(self.classes):
             return int(text)
         shown = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
         raise UsageError(f"label {label!r}: allowed are {shown}{suggest(text, self.classes)}")

@@ -51,12 +51,32 @@ class Prediction:
 
     @classmethod
     def from_x0(cls, x_t: Tensor, alpha: Number, sigma: Number, x0: Tensor) -> Prediction:
-        """Make the point whose clean image is x0; eps is singular at sigma = 0."""
+        """Make the point whose clean image is x0; eps is singular at sigma = 0.
+
+        Args:
+            x_t: noisy batch, shape (B, *).
+            alpha: signal level, a float or (B, 1, ...).
+            sigma: noise level, a float or (B, 1, ...).
+            x0: clean batch, shape (B, *).
+
+        Returns:
+            the point, with x0 and eps of shape (B, *).
+        """
         return cls(x_t, alpha, sigma, x0=x0)
 
     @classmethod
     def from_eps(cls, x_t: Tensor, alpha: Number, sigma: Number, eps: Tensor) -> Prediction:
-        """Make the point whose noise is eps; x0 is singular at alpha = 0."""
+        """Make the point whose noise is eps; x0 is singular at alpha = 0.
+
+        Args:
+            x_t: noisy batch, shape (B, *).
+            alpha: signal level, a float or (B, 1, ...).
+            sigma: noise level, a float or (B, 1, ...).
+            eps: noise of unit scale, shape (B, *).
+
+        Returns:
+            the point, with x0 and eps of shape (B, *).
+        """
         return cls(x_t, alpha, sigma, eps=eps)
 
     @classmethod
@@ -66,6 +86,15 @@ class Prediction:
         On a circle (alpha^2 + sigma^2 = 1) x0 = alpha x_t - sigma v and eps = sigma x_t +
         alpha v; in general both are divided by alpha^2 + sigma^2.
 
+        Args:
+            x_t: noisy batch, shape (B, *).
+            alpha: signal level, a float or (B, 1, ...).
+            sigma: noise level, a float or (B, 1, ...).
+            v: velocity, shape (B, *).
+
+        Returns:
+            the point, with x0 and eps of shape (B, *).
+
         Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion
             Models", 2022, appendix D (arXiv 2202.00512).
         """
@@ -73,7 +102,17 @@ class Prediction:
 
     @classmethod
     def from_score(cls, x_t: Tensor, alpha: Number, sigma: Number, score: Tensor) -> Prediction:
-        """Make the point whose score (gradient of log density of x_t) is given."""
+        """Make the point whose score (gradient of log density of x_t) is given.
+
+        Args:
+            x_t: noisy batch, shape (B, *).
+            alpha: signal level, a float or (B, 1, ...).
+            sigma: noise level, a float or (B, 1, ...).
+            score: gradient of the log density, of size 1 / sigma, shape (B, *).
+
+        Returns:
+            the point, with x0 and eps of shape (B, *).
+        """
         return cls(x_t, alpha, sigma, eps=-sigma * score)
 
     @property

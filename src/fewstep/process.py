@@ -6,13 +6,13 @@ Every diffusion model here is a family of noisy versions of the data,
 
 t is only a label; the coordinate that matters is the log signal-to-noise ratio
 logsnr(t) = 2 ln(alpha / sigma), which falls strictly, and `time` is its inverse: two processes
-that visit the same log-SNRs make the same samples. The alpha-bar of DDPM and of the talk is
-`alpha**2`. Inside: `VP`, `Cosine`, `VE`, `EDM` and `Tabulated` (the betas of discrete DDPM).
-All are frozen values and answer for a float or for a tensor of shape (B,) (see `shapes`).
+that visit the same log-SNRs make the same samples; DDPM's alpha-bar is `alpha**2`. `VP`, `Cosine`,
+`VE`, `EDM` and `Tabulated` (discrete DDPM) are frozen values and answer for a float or (B,) times.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -45,8 +45,7 @@ class Process(ABC):
     def levels(self, t: Number) -> tuple[Number, Number]:
         """Return (alpha, sigma); those of a float are worked out once and remembered.
 
-        A sampler asks for the same few times again and again, as where it goes and then as
-        where it is, for every batch.
+        A sampler asks for the same few times again and again, for every batch.
         """
         if isinstance(t, Tensor):
             return self.alpha(t), self.sigma(t)
@@ -68,8 +67,7 @@ class Process(ABC):
     def prior_std(self, t: Number) -> Number:
         """Return the standard deviation of x_t for data of unit variance: where sampling starts.
 
-        sqrt(alpha^2 + sigma^2) is exactly 1 for every variance-preserving process and sigma to
-        1e-4 for the exploding ones.
+        It is 1 for every variance-preserving process and sigma to 1e-4 for the exploding ones.
         """
         alpha, sigma = self.alpha(t), self.sigma(t)
         return shapes.sqrt(alpha * alpha + sigma * sigma)
@@ -77,6 +75,14 @@ class Process(ABC):
     def describe(self) -> dict[str, Any]:
         """Return name and parameters as plain JSON values; `from_description` reads them."""
         return {"name": type(self).__name__, **asdict(self)}  # pyright: ignore[reportArgumentType] -- every leaf is a dataclass
+
+
+def _check(process: Process, good: Callable[[], bool], allowed: str) -> None:
+    """Refuse what is no finite number (a recipe may hold text or true) or breaks the rule."""
+    values = vars(process).values()
+    real = all((isinstance(v, float) or type(v) is int) and math.isfinite(v) for v in values)
+    if not (real and good()):
+        raise UsageError(f"process {process}: needs finite numbers with {allowed}")
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,19 @@ class VP(Process):
         beta_min: noise rate at t = 0, > 0.
         beta_max: noise rate at t = 1, > beta_min.
 
+    Raises:
+        UsageError: not 0 < beta_min < beta_max, or not finite.
+
     Source: Song et al., "Score-Based Generative Modeling through Stochastic Differential
         Equations", 2021, eq. 33 (arXiv 2011.13456).
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check(self, lambda: 0 < self.beta_min < self.beta_max, "0 < beta_min < beta_max")
 
     def _log_alpha(self, t: Number) -> Number:
         return -0.25 * (self.beta_max - self.beta_min) * t * t - 0.5 * self.beta_min * t
@@ -127,11 +140,18 @@ class Cosine(Process):
     Args:
         floor: signal left at t = 1, as a share of the quarter circle, in [0, 1).
 
+    Raises:
+        UsageError: floor outside [0, 1), or not finite.
+
     Source: after Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models",
         2021, eq. 17 (arXiv 2102.09672).
     """
 
     floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check(self, lambda: 0 <= self.floor < 1, "0 <= floor < 1")
 
     def _phi(self, t: Number) -> Number:
         return (1 - self.floor) * (math.pi / 2) * t
@@ -159,7 +179,10 @@ class VE(Process):
 
     Args:
         sigma_min: noise at t = 0, > 0, in units of the data.
-        sigma_max: noise at t = 1.
+        sigma_max: noise at t = 1, > sigma_min.
+
+    Raises:
+        UsageError: not 0 < sigma_min < sigma_max, or not finite.
 
     Source: Song et al., 2021, eq. 30-31 (arXiv 2011.13456), without the term -sigma_min^2 of an
         exact SDE, as in the authors' program.
@@ -167,6 +190,10 @@ class VE(Process):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check(self, lambda: 0 < self.sigma_min < self.sigma_max, "0 < sigma_min < sigma_max")
 
     def alpha(self, t: Number) -> Number:
         """Return 1."""
@@ -188,13 +215,20 @@ class EDM(Process):
     A uniform grid in this t is a poor choice; use `solvers.grids.karras`.
 
     Args:
-        sigma_max: noise at t = 1, in units of the data.
+        sigma_max: noise at t = 1, > 0, in units of the data.
+
+    Raises:
+        UsageError: sigma_max <= 0, or not finite.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models",
         2022, table 1, column "Ours" (arXiv 2206.00364).
     """
 
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _check(self, lambda: self.sigma_max > 0, "sigma_max > 0")
 
     def alpha(self, t: Number) -> Number:
         """Return 1."""
@@ -214,17 +248,17 @@ class Tabulated(Process):
     """Follow the table of discrete DDPM: alpha^2 = cumprod(1 - beta) at t = i / T, i = 1..T.
 
     t = 0 is clean. Between the entries the angle atan(sigma / alpha) is interpolated, which is
-    finite at both ends, so that solvers may ask for any t. The table is float64 on the CPU.
+    finite at both ends, so that solvers may ask for any t. The table is float64.
 
     Args:
         betas: "linear" (1e-4..0.02 at T = 1000, scaled by 1000 / T), "cosine" (squared cosine
             with offset 0.008, clipped at 0.999) or the T numbers themselves, each in (0, 1).
-        steps: T >= 2; ignored and replaced when the numbers are given.
+        steps: T, a whole number >= 2; ignored and replaced when the numbers are given.
         zero_terminal_snr: shift and scale sqrt(alpha-bar) so that t = 1 is pure noise. Such a
             model must not predict eps.
 
     Raises:
-        UsageError: unknown name, T < 2, or a beta outside (0, 1).
+        UsageError: an unknown name, or a value that is not as said above.
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, section 4 (arXiv
         2006.11239); Nichol and Dhariwal, 2021, eq. 17 (arXiv 2102.09672); Lin et al., "Common
@@ -239,13 +273,19 @@ class Tabulated(Process):
     def __post_init__(self) -> None:
         """Check the numbers once, so that a table never fails later."""
         if not isinstance(self.betas, str):
-            object.__setattr__(self, "betas", tuple(float(b) for b in self.betas))
-            object.__setattr__(self, "steps", len(self.betas))
+            try:
+                numbers = tuple(float(b) for b in self.betas)
+            except (TypeError, ValueError):
+                raise UsageError(f"betas {self.betas!r}: must be a name or numbers") from None
+            object.__setattr__(self, "betas", numbers)
+            object.__setattr__(self, "steps", len(numbers))
         elif self.betas not in ("linear", "cosine"):
             near = suggest(self.betas, ["linear", "cosine"])
             raise UsageError(f'betas "{self.betas}": allowed are linear and cosine{near}')
-        if self.steps < 2:
-            raise UsageError(f"a table of {self.steps} diffusion steps: at least 2 are needed")
+        if type(self.steps) is not int or self.steps < 2:
+            raise UsageError(f"steps {self.steps!r}: must be a whole number, at least 2")
+        if not isinstance(self.zero_terminal_snr, bool):
+            raise UsageError(f"zero_terminal_snr {self.zero_terminal_snr!r}: must be a bool")
         bad = [i for i, b in enumerate(_betas(self)) if not 0 < b < 1]
         if bad:
             raise UsageError(f"beta[{bad[0]}] of the table is outside (0, 1)")
@@ -265,15 +305,25 @@ class Tabulated(Process):
 
     def _phi(self, t: Number) -> Number:
         if isinstance(t, Tensor):
-            table = _angles(self)
-            u = (t.double() if t.device.type != "mps" else t) * self.steps
+            table = self._table(t.device)
+            u = t.to(table.dtype) * self.steps
             i = u.floor().long().clamp(0, self.steps - 1)
-            table = table.to(u)
             return torch.lerp(table[i], table[i + 1], u - i).to(t.dtype)
         u = t * self.steps
         i = min(max(int(u), 0), self.steps - 1)
         low, high = self._angle_list[i : i + 2]
         return low + (u - i) * (high - low)
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Return `_angles` on this device, copied there once: a training step copies nothing."""
+        if device not in self._tables:
+            dtype = torch.float64 if device.type != "mps" else torch.float32  # mps has no doubles
+            self._tables[device] = _angles(self).to(device, dtype)
+        return self._tables[device]
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        return {}
 
     @cached_property
     def _angle_list(self) -> list[float]:
@@ -290,8 +340,8 @@ class Tabulated(Process):
     def time(self, logsnr: Number) -> Number:
         """Invert the interpolated table."""
         phi = shapes.atan2(shapes.exp(-logsnr / 2), shapes.ones(logsnr))
-        table = _angles(self)
-        p = torch.as_tensor(phi, dtype=torch.float64, device="cpu")
+        table = self._table(phi.device if isinstance(phi, Tensor) else torch.device("cpu"))
+        p = torch.as_tensor(phi, dtype=table.dtype, device=table.device)
         i = (torch.searchsorted(table, p.contiguous()) - 1).clamp(0, self.steps - 1)
         t = (i + (p - table[i]) / (table[i + 1] - table[i])) / self.steps
         return t.to(logsnr) if isinstance(logsnr, Tensor) else float(t)
@@ -342,8 +392,6 @@ def from_description(description: dict[str, Any]) -> Process:
     if name not in known:
         raise UsageError(f'process "{name}": allowed are {", ".join(known)}{suggest(name, known)}')
     values = {key: value for key, value in description.items() if key != "name"}
-    if isinstance(values.get("betas"), list):
-        values["betas"] = tuple(values["betas"])
     fields = known[name].__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
     for key in values:
         if key not in fields:

@@ -53,7 +53,17 @@ class Plan:
 
 
 def grid(spacing: str, process: Process, steps: int) -> Tensor:
-    """Return the grid of this name, shape (n + 1,), float64.
+    """Return the grid of this name.
+
+    Args:
+        spacing: a name in `SPACINGS`.
+        process: turns noise levels into times; its table, or 1000 steps where it has none, is
+            what the strided spacings take a subset of.
+        steps: number of steps, in 1..`MAX_STEPS`, and in 1..T for a subset of T steps.
+
+    Returns:
+        shape (n + 1,), float64, falling from the noisy end to 0; n is `steps` but for the
+        spacings that `grids.strided` names.
 
     Raises:
         UsageError: unknown spacing, or a number of steps that it cannot have.
@@ -71,11 +81,23 @@ def grid(spacing: str, process: Process, steps: int) -> Tensor:
             f'spacing "{spacing}": allowed are {", ".join(SPACINGS)}{suggest(spacing, SPACINGS)}'
         )
     total = process.steps if isinstance(process, Tabulated) else 1000
+    if steps > total:
+        raise UsageError(
+            f"steps {steps}: must be in 1..{total}, spacing {spacing} takes a subset of {total} "
+            "steps; use the spacing even, karras or logsnr for more"
+        )
     return grids.strided(steps, spacing, total)
 
 
 def plan(model: Model, sampling: Sampling) -> Plan:
     """Return what the settings stand for on this model.
+
+    Args:
+        model: its denoiser is wrapped, not changed.
+        sampling: the settings; `model.sampling` is the preset.
+
+    Returns:
+        the guided and clipped denoiser, the grid of shape (n + 1,), the solver and the cost.
 
     Raises:
         UsageError: a name that is not known, a number that is not allowed, guidance on a model
@@ -115,6 +137,12 @@ def walk(
         labels: class index of each image, -1 = null, or None.
         n: number of images.
         seed: image i draws its noise from seed + i.
+
+    Returns:
+        an iterator of `solvers.Step`, one per step; `.x` of shape (n, C, H, W).
+
+    Raises:
+        UsageError: as `plan`.
     """
     p = plan(model, sampling)
     device = next(model.denoiser.parameters()).device

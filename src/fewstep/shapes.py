@@ -23,15 +23,16 @@ def like(c: Number, x: Tensor) -> Number:
         x: a batch, shape (B, *).
 
     Returns:
-        c itself if it is a float, else c in the dtype of x with shape (B, 1, ..., 1).
+        c itself if it is a float, else c in the dtype and on the device of x, with shape (1, ...),
+        (B, 1, ..., 1) or, if it broadcasts already, its own.
 
     Raises:
-        ValueError: c has neither one entry nor as many as the batch.
+        ValueError: c has neither one entry nor as many as the batch, nor does it broadcast.
     """
     if isinstance(c, (float, int)):
         return float(c)
-    if c.ndim == x.ndim:
-        return c
+    if c.ndim == x.ndim and all(n in (1, m) for n, m in zip(c.shape, x.shape, strict=True)):
+        return c.to(x)
     if c.ndim > 1 or (c.ndim == 1 and c.shape[0] != x.shape[0]):
         raise ValueError(
             f"coefficient of shape {tuple(c.shape)} does not fit a batch of shape "
@@ -41,8 +42,13 @@ def like(c: Number, x: Tensor) -> Number:
 
 
 def exp(c: Number) -> Number:
-    """Return e**c."""
-    return c.exp() if isinstance(c, Tensor) else math.exp(c)
+    """Return e**c, inf where it is too large for a float (above about 709)."""
+    if isinstance(c, Tensor):
+        return c.exp()
+    try:
+        return math.exp(c)
+    except OverflowError:
+        return math.inf
 
 
 def log(c: Number) -> Number:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep import process
+from fewstep import process, shapes
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
 from fewstep.solvers.base import posterior
@@ -131,3 +131,20 @@ def test_the_terminal_signal_of_the_published_tables() -> None:
     cosine = Tabulated("cosine")
     assert float(cosine.alpha_bar[-1].sqrt()) == pytest.approx(4.9e-5, rel=1e-2)
     assert cosine.sigma(1.0) / cosine.alpha(1.0) == pytest.approx(20291, rel=1e-3)
+
+
+def test_exponentials_of_floats_overflow_as_those_of_tensors_do() -> None:
+    assert shapes.exp(710.0) == math.inf == float(shapes.exp(torch.tensor(710.0)))
+    assert shapes.exp(709.0) == math.exp(709.0)
+    assert math.isnan(shapes.exp(math.nan))
+    assert process.EDM().time(-2000.0) == math.inf
+
+
+def test_a_coefficient_that_broadcasts_already_is_cast_and_checked() -> None:
+    x = torch.zeros(3, 2)
+    for shape in ((3, 1), (1, 1), (3, 2)):
+        c = shapes.like(torch.ones(shape, dtype=torch.float64), x)
+        assert (c.shape, c.dtype) == (shape, x.dtype)
+    for shape, batch in (((2, 1), x), ((3,), torch.zeros(2)), ((3, 3), x)):
+        with pytest.raises(ValueError, match="does not fit a batch"):
+            shapes.like(torch.ones(shape), batch)

@@ -1,5 +1,6 @@
 """The entry of the command line: what help costs, and how everything ends."""
 
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import typer
 
 import fewstep
 from fewstep.cli import main as entry
+from fewstep.cli import resolve
 from fewstep.errors import NumericError, Preempted
 from tests.system.cli_runs import call, process, refused
 
@@ -33,7 +35,7 @@ def test_help_lists_the_verbs_and_loads_nothing():
     assert not modules & {"torch", "typer", "rich", "numpy", "click", "yaml", "pydantic"}
 
 
-@pytest.mark.parametrize("verb", ["train", "sample", "doctor"])
+@pytest.mark.parametrize("verb", ["demo", "train", "sample", "doctor"])
 def test_help_of_a_verb_does_not_load_torch(verb):
     assert not imported([verb, "--help"]) & {"torch", "numpy", "pydantic", "yaml"}
 
@@ -135,5 +137,7 @@ def test_doctor_says_what_is_here(capsys):
     assert code == 0, out
     assert err == ""
     assert "torch" in out
-    assert "self-test" in out
+    assert re.search(r"self-test  one image, .* on (cpu|cuda|mps): ", out)
+    if "digits" in resolve.shipped():
+        assert "sample digits --label 7 -n 16)" in out
     refused(call(capsys, "doctor", "--format", "xml"), 2, "xml", "json")

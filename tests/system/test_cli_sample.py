@@ -221,6 +221,14 @@ def test_a_model_without_classes_takes_no_label(capsys):  # C10
     assert call(capsys, "sample", plain, "-n", "2", "-o", "x.png")[0] == 0
 
 
+def test_images_of_any_class_are_said_to_be_so(capsys, run):
+    words = ["sample", run, "-n", "1", "--steps", "1", "-o", "x.png"]
+    line = "no --label: images of any class, without guidance; --label all for every class\n"
+    assert call(capsys, *words)[2] == line
+    assert call(capsys, *words, "--label", "7")[2] == ""
+    assert call(capsys, "sample", untrained("plain"), "-o", "x.png")[2] == ""
+
+
 def test_a_model_without_the_null_condition_is_not_guided(capsys):  # C12
     model = untrained("nonull", classes=("cat", "dog"), null=False)
     answer = call(capsys, "sample", model, "--label", "cat", "--guidance-scale", "2")

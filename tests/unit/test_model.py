@@ -3,20 +3,22 @@
 import doctest
 import importlib
 import json
+import math
 import pkgutil
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import fewstep
-from fewstep import model, process, sampling
+from fewstep import guide, model, process, sampling
 from fewstep.denoiser import EDM, EPS, LABELS, SCORE, NetDenoiser, V, _Edm, angle, index
 from fewstep.errors import UsageError
 from fewstep.model import Model, Sampling, from_description
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.nets.unet import UNet, UNetConfig
-from fewstep.process import VP, Cosine, Tabulated
+from fewstep.process import VP, Cosine, Process, Tabulated
 
 
 def unet() -> Model:
@@ -97,13 +99,16 @@ def test_refuses_to_describe_what_no_table_holds() -> None:
 def test_labels_by_name_and_number() -> None:
     m = unet()
     assert [m.label_index(x) for x in ("cat", "dog", 0, "1")] == [0, 1, 0, 1]
-    for label in ("dgo", 2, -1, "", "2"):
+    for label in ("dgo", 2, -1, "", "2", "²"):
         with pytest.raises(UsageError, match="allowed are cat, dog"):
             m.label_index(label)
     with pytest.raises(UsageError, match='did you mean "dog"'):
         m.label_index("dgo")
     digits = Model(m.denoiser, (1, 8, 8), ("7", "3"))
-    assert digits.label_index("3") == 1  # a name wins over a number
+    assert digits.label_index("3") == digits.label_index(3) == 1  # a name wins over a number
+    for label in ("0", 1):  # is it a missing class or an index? nobody knows
+        with pytest.raises(UsageError, match="allowed are 7, 3"):
+            digits.label_index(label)
     with pytest.raises(UsageError, match="unconditional"):
         Model(m.denoiser, (1, 8, 8)).label_index("cat")
 
@@ -120,7 +125,10 @@ def test_labels_by_name_and_number() -> None:
         ({"eta": 3.0, "steps": 5}, "largest legal eta"),
         ({"guidance_scale": float("nan")}, "must be a finite number"),
         ({"guidance_scale": 2.0}, "never saw the null condition"),
-        ({"steps": 1001, "spacing": "trailing"}, r"must be in 1\.\.1000"),
+        (
+            {"steps": 1001, "spacing": "trailing"},
+            r"must be in 1\.\.1000, .* subset of 1000 steps; use .* even, karras or logsnr",
+        ),
     ],
 )
 def test_a_plan_refuses_bad_settings(values: dict[str, Any], message: str) -> None:
@@ -159,11 +167,100 @@ def test_labels_of_the_noise_level() -> None:
         ({"steps": 1}, "at least 2"),
         ({"betas": (0.1, 1.0)}, r"beta\[1\] of the table is outside"),
         ({"betas": (-0.1, 0.5)}, r"beta\[0\] of the table is outside"),
+        ({"betas": 5}, "betas 5: must be"),
+        ({"betas": None}, "betas None: must be"),
+        ({"betas": (0.1, "many")}, "betas .*: must be"),
+        ({"steps": 10.5}, r"steps 10\.5: must be a whole number"),
+        ({"steps": True}, "steps True: must be a whole number"),
+        ({"steps": "10"}, "steps '10': must be a whole number"),
+        ({"zero_terminal_snr": "no"}, "zero_terminal_snr 'no': must be a bool"),
+        ({"zero_terminal_snr": 1}, "zero_terminal_snr 1: must be a bool"),
     ],
 )
 def test_refuses_tables_that_are_none(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Tabulated(**values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "rule"),
+    [
+        (VP, {"beta_min": 0.0}, "0 < beta_min < beta_max"),
+        (VP, {"beta_min": 20.0}, "0 < beta_min < beta_max"),
+        (VP, {"beta_max": math.inf}, "finite"),
+        (VP, {"beta_min": math.nan}, "finite"),
+        (Cosine, {"floor": 1.0}, "0 <= floor < 1"),
+        (Cosine, {"floor": -1e-9}, "0 <= floor < 1"),
+        (Cosine, {"floor": "warm"}, "floor='warm'"),
+        (Cosine, {"floor": False}, "floor=False"),
+        (process.VE, {"sigma_min": 0.0}, "0 < sigma_min < sigma_max"),
+        (process.VE, {"sigma_max": 0.01}, "0 < sigma_min < sigma_max"),
+        (process.VE, {"sigma_max": math.inf}, "finite"),
+        (process.EDM, {"sigma_max": 0.0}, "sigma_max > 0"),
+        (process.EDM, {"sigma_max": math.inf}, "finite"),
+    ],
+)
+def test_refuses_processes_outside_their_range(
+    kind: type[Process], values: dict[str, Any], rule: str
+) -> None:
+    with pytest.raises(UsageError, match=rule) as error:
+        process.from_description({"name": kind.__name__, **values})
+    assert repr(next(iter(values.values()))) in str(error.value)
+
+
+def test_the_ends_of_the_ranges_are_open_or_closed_as_they_say() -> None:
+    assert Cosine(0).alpha(1.0) == pytest.approx(0.0, abs=1e-15)
+    assert VP(1, 2).alpha(0.0) == 1.0
+
+
+def test_a_table_is_copied_to_a_device_once() -> None:
+    """The CPU is where the table is; the device without memory stands for an accelerator."""
+    p, t = Tabulated(steps=100), torch.tensor([0.05, 1.0])
+    far = p._table(torch.device("meta"))
+    assert p._table(torch.device("meta")) is far
+    assert p._table(t.device) is p._table(t.device)
+    assert p._table(t.device).device.type == "cpu"
+    assert torch.equal(p.alpha(t), Tabulated(steps=100).alpha(t))
+    assert p.time(p.logsnr(t.double())).tolist() == pytest.approx([0.05, 1.0])
+
+
+def test_labels_of_another_process_or_kind_are_not_remembered() -> None:
+    told: list[float] = []
+
+    def net(x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        told.append(float(label[0]))
+        return x
+
+    d = NetDenoiser(torch.nn.Identity(), Cosine(0.0))
+    d.net.forward = net
+    x = torch.zeros(1, 1)
+    d(x, 0.5)
+    d.process = Cosine(0.5)
+    d(x, 0.5)
+    d.label = LABELS["quarter_log_sigma"]
+    d(x, 0.5)
+    d(x, 0.5)
+    assert told[:2] == pytest.approx([500.0, 250.0])
+    assert told[2] == told[3] == pytest.approx(0.25 * math.log(math.tan(math.pi / 8)), rel=1e-6)
+
+
+def test_a_compiled_denoiser_is_the_one_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+
+    def compiled(f: Any) -> Any:
+        def run(x: Tensor, t: float, cond: Any = None) -> Any:
+            calls.append(t)
+            return f(x, t, cond)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    d = NetDenoiser(MLP(MLPConfig(dim=2, width=16, layers=1)), VP())
+    plain = d(torch.zeros(1, 2), 0.5).x0
+    d.compile()
+    assert torch.equal(d(torch.zeros(1, 2), 0.5).x0, plain)
+    assert torch.equal(guide.Clamp(d)(torch.zeros(1, 2), 0.25).x_t, torch.zeros(1, 2))
+    assert calls == [0.5, 0.25]
 
 
 def modules() -> list[str]:

@@ -134,6 +134,20 @@ def test_the_weights() -> None:
     assert torch.allclose(edm, (r**2 + 0.25) / (0.5 * r) ** 2)
 
 
+@pytest.mark.parametrize("weight", [weights.MinSNR(), weights.Edm()], ids=str)
+def test_a_weight_of_the_x0_error_wants_the_x0_view(weight: weights.Weight) -> None:
+    for view in ("v", "eps", "score"):
+        with pytest.raises(UsageError, match=rf"with view {view}.*use view=x0"):
+            Denoising(view, weight=weight)
+        Denoising(view, weight=weights.One())
+    x0 = torch.randn(6, 2, generator=generator(1))
+    loss = Denoising("x0", weight=weight, drop=0)(
+        NetDenoiser(Ear(), VP()), x0, None, 0, generator()
+    )
+    assert loss.shape == (6,)
+    assert bool(loss.isfinite().all())
+
+
 def test_refuses_unknown_views_and_rates() -> None:
     with pytest.raises(UsageError, match='view "velocity"'):
         Denoising("velocity")

@@ -41,6 +41,11 @@ def test_the_digits_recipe_has_a_small_network():
     assert repr(built.model.denoiser.param) == "V"
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_train_on_every_device(name):
+    assert parse(load(read.shipped_path(name))).train.precision in ("auto", "fp32")
+
+
 def test_what_is_written_down_is_the_recipe(tmp_path):
     recipe = parse(override(SMALL, ["seed=18446744073709551615", "out=a b", "data.size=16"]))
     path = tmp_path / "config.yaml"

@@ -6,11 +6,15 @@ import re
 
 import pytest
 import torch
+from torch import Tensor
 
 from fewstep import solvers
+from fewstep.denoiser import Cond, NetDenoiser
 from fewstep.errors import UsageError
 from fewstep.exact import Mixture
+from fewstep.prediction import Prediction
 from fewstep.process import EDM, VP, Tabulated
+from fewstep.shapes import Number
 from fewstep.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, generate, grids, sample
 
 MODEL = Mixture(VP(), torch.tensor([[1.0], [-1.0]]), 0.2, torch.tensor([0, 1]))
@@ -120,3 +124,28 @@ def test_the_dtype_and_the_start_follow_the_denoiser() -> None:
     exploding = Mixture(EDM(), torch.zeros(1, 1), 0.5)
     first = next(iter(sample(exploding, (512, 1), grids.karras(EDM(), 40), DDIM())))
     assert 60 < float(first.x.std()) < 80
+
+
+class Distant(NetDenoiser):
+    """A model on another device, which notes where its labels are."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Linear(1, 1, device="meta"), VP())
+        self.heard: set[str] = set()
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        assert cond is not None
+        self.heard.add(cond.device.type)
+        return Prediction.from_x0(x_t, *self.levels(x_t, t), x_t)
+
+
+def test_labels_follow_the_batch_to_its_device() -> None:
+    """The device without memory stands for an accelerator; labels are made on the CPU."""
+    model, times, labels = Distant(), grids.uniform(3), torch.tensor([0, 1])
+    assert labels.device.type == "cpu"
+    *_, last = sample(model, (2, 1), times, DDIM(), labels)
+    assert last.x.device.type == "meta"
+    assert model.heard == {"meta"}
+    model.heard.clear()
+    generate(model, (2, 1), times, DDIM(), labels, batch_size=1)
+    assert model.heard == {"meta"}

@@ -4,9 +4,12 @@ Under `torchrun` every process runs the same command; only the first one speaks.
 """
 
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def rank() -> int:
@@ -18,6 +21,21 @@ def rank() -> int:
 def one_line(text: str) -> str:
     """Return text fit for one line of a terminal: line ends and control characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\n", " "))
+
+
+def command(*words: str) -> str:
+    """Return a command line of ours that can be typed as it stands, here and by this user.
+
+    Where `fewstep` is not on the PATH, as in an environment that is not activated, it is started
+    by the Python that runs now.
+    """
+    start = ["fewstep"]
+    if shutil.which("fewstep") is None:
+        python = Path(sys.executable or "python")
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
+        start = [str(python), "-m", "fewstep"]
+    return shlex.join([*start, *words])
 
 
 def result(line: str) -> None:

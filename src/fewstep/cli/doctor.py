@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.cli import options
+from fewstep.cli.console import command
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -115,10 +116,14 @@ def _models() -> list[Finding]:
     from fewstep.recipes import shipped as recipes
 
     names = shipped()
-    advice = f"fewstep sample {names[0]}" if names else f"train one: fewstep train {recipes()[0]}"
+    train = command("train", recipes()[0])
+    advice = f"train one: {train}"
+    if names:
+        label = ["--label", "7"] if names[0] == "digits" else []
+        advice = command("sample", names[0], *label, "-n", "16")
     return [
         Finding(True, "models", ", ".join(names) or "none shipped", advice),
-        Finding(True, "recipes", ", ".join(recipes()), f"fewstep train {recipes()[0]}"),
+        Finding(True, "recipes", ", ".join(recipes()), train),
     ]
 
 
@@ -137,10 +142,13 @@ def _self_test() -> Finding:
 
     from fewstep import sampling
     from fewstep.cli.resolve import find, shipped
+    from fewstep.train import engine
 
     began = time.monotonic()
     try:
         model = find(shipped()[0]).model if shipped() else _tiny()
+        device = engine.pick_device("auto")
+        model.denoiser.to(device)
         preset = replace(model.sampling, steps=10)
         walk = sampling.walk(model, preset, [0] if model.classes else None, 1)
         (step,) = deque(walk, maxlen=1)
@@ -150,7 +158,7 @@ def _self_test() -> Finding:
         return Finding(False, "self-test", f"failed: {type(e).__name__}: {e}", advice)
     seconds = time.monotonic() - began
     which = "shipped model" if shipped() else "untrained network"
-    value = f"one image, 10 steps, {which}: {seconds:.2f} s"
+    value = f"one image, 10 steps, {which} on {device}: {seconds:.2f} s"
     return Finding(good, "self-test", value, "" if good else "the image is not finite")
 
 

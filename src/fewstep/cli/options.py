@@ -1,7 +1,7 @@
 """Numbers and choices on the command line, checked while the line is read.
 
 The parsers raise typer's own error, which `main` prints as one line; torch is not needed to
-refuse `--steps ten`.
+refuse `-n ten`.
 """
 
 import math
@@ -11,8 +11,6 @@ from typing import Any
 import typer
 
 from fewstep.errors import suggest
-
-SEEDS = 2**64
 
 
 def app() -> typer.Typer:
@@ -68,7 +66,11 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-seed = whole(0, SEEDS - 1, "0..2^64-1")
+def seed(word: str) -> int:
+    """Return a seed."""
+    from fewstep.solvers.noise import SEEDS  # here: it needs torch, and help must not
+
+    return whole(0, SEEDS - 1, "0..2^64-1")(word)
 
 
 def explain(error: Any) -> str:

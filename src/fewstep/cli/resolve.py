@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.cli.console import warn
-from fewstep.errors import CheckpointError, UsageError, suggest
+from fewstep.errors import CheckpointError, suggest
 
 if TYPE_CHECKING:
     from fewstep.model import Model
 
 SHIPPED = Path(__file__).parent.parent / "models"
 """Where the models of the package lie, one folder each."""
-
-_PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,10 @@ def locate(word: str) -> Path:
         UsageError: a pickle file.
         CheckpointError: there is nothing of that name, or no checkpoint that is whole.
     """
+    from fewstep.train.checkpoint import refuse_pickle
+
     path = Path(word).expanduser()
-    if path.suffix.lower() in _PICKLES:
-        raise UsageError(
-            f"{word}: {path.suffix} files may run code when opened and are never loaded; "
-            "convert it to a model folder (safetensors and JSON) first"
-        )
+    refuse_pickle(path)
     if path.is_dir():
         return _in_folder(path)
     if path.exists():

@@ -30,8 +30,14 @@ _HUGE = 50.0  # guidance beyond this burns images out
 _BATCH_PIXELS = 1 << 18
 
 _N = options.whole(1, 100_000)
-_STEPS = options.whole(1, 100_000)
 _REAL = options.number()
+
+
+def _steps(word: str) -> int:
+    """Return a number of steps."""
+    from fewstep.sampling import MAX_STEPS  # here: it needs torch, and help must not
+
+    return options.whole(1, MAX_STEPS)(word)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def sample(  # budget: table
         typer.Option(parser=_REAL, metavar="W", help="the same as --guidance-scale 1 + W"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=_STEPS, metavar="N", help="sampling steps")
+        int | None, typer.Option(parser=_steps, metavar="N", help="sampling steps")
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
@@ -200,6 +206,10 @@ def _labels(model: "Model", words: list[str] | None, number: int) -> list[int] |
             raise UsageError(
                 "this model never saw the null condition (objective.drop was 0), so it needs a "
                 f"label: --label {model.classes[0]}, ... or all"
+            )
+        if model.classes:
+            console.note(
+                "no --label: images of any class, without guidance; --label all for every class"
             )
         return None
     if words == ["all"] and model.classes:

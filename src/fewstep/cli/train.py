@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import options
-from fewstep.cli.console import note, rank, result, warn
+from fewstep.cli.console import command, note, rank, result, warn
 from fewstep.errors import CheckpointError, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def train(
     out, model = run(first, given, data)
     result(f"run folder: {out}")
     classes = model.classes
-    label = f" --label {shlex.quote(classes[min(7, len(classes) - 1)])}" if classes else ""
-    result(f"next: fewstep sample {shlex.quote(str(out))}{label} -n 16")
+    label = ["--label", classes[min(7, len(classes) - 1)]] if classes else []
+    result(f"next: {command('sample', str(out), *label, '-n', '16')}")
 
 
 def run(first: str | None, changes: list[str], data: str | None = None) -> "tuple[Path, Model]":
@@ -93,11 +93,18 @@ def _recipe(first: str | None, changes: list[str], data: str | None) -> "tuple[R
     recipe = parse(read.override(values, changes), "command line")
     if run is not None and not any(c.startswith("out=") for c in changes):
         recipe = recipe.model_copy(update={"out": str(run)})
-    path = recipe.data.path
-    if Path(path).expanduser().exists() or path != "digits":
-        full = str(Path(path).expanduser().absolute())  # the run may go on from another folder
+    # In a recipe, "digits" is the embedded data; typed by the user, a folder ./digits goes first.
+    typed = any(c.startswith("data.path=") for c in changes)
+    if typed or recipe.data.path != "digits":
+        full = _place(recipe.data.path)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": full})})
     return recipe, Path(recipe.folder).expanduser()
+
+
+def _place(data: str) -> str:
+    """Return where the images lie, for the run may go on from another folder."""
+    path = Path(data).expanduser()
+    return data if data == "digits" and not path.exists() else str(path.absolute())
 
 
 def _values(
@@ -143,7 +150,7 @@ def _proposed(changes: list[str], data: str) -> tuple[dict[str, Any], str, Path 
     from fewstep.recipes import load, override, parse, propose
 
     asked = parse(override({}, changes), "command line")
-    path = data if data == "digits" else str(Path(data).expanduser().absolute())
+    path = _place(data)
     named = asked.out or f"runs/{Path(path).name}"
     if (Path(named) / CONFIG).is_file():
         return load(Path(named) / CONFIG), f"{named}/{CONFIG}", None
@@ -209,13 +216,30 @@ def _open(recipe: "Recipe", out: Path, data: dict[str, Any]) -> None:
         before = parse(load(out / CONFIG), str(out / CONFIG))
         _same_data(out, data["train"])
         check_identity(_own(before), _own(recipe), str(out))
+        _longer(before, recipe, done=_step(checkpoint.listed(out)[0]))
     elif _foreign(out):
         raise UsageError(f"out={out}: holds files that are no run; choose another out")
     with engine.locked(out):
         (out / "samples").mkdir(exist_ok=True)
-        record.text(out / CONFIG, f"# {_again(out)} continues this run\n{dump(recipe)}")
+        again = shlex.join(["fewstep", "train", str(out)])  # the folder may go elsewhere
+        record.text(out / CONFIG, f"# {again} continues this run\n{dump(recipe)}")
         record.json_file(out / "environment.json", record.environment(recipe.device))
         record.json_file(out / "data.json", data)
+
+
+def _longer(before: "Recipe", now: "Recipe", done: int) -> None:
+    """Warn that a longer run has another learning rate, and so another end than one in one go."""
+    old, new = before.train.steps, now.train.steps
+    if now.train.decay == "cosine" and new > old and done > now.train.warmup:
+        warn(
+            f"train.steps={new}, before {old}: the learning rate rises again, to where it is in "
+            f"a run of {new} steps"
+        )
+
+
+def _step(path: Path) -> int:
+    """Return the step of a checkpoint."""
+    return int(path.name.rpartition("-")[2])
 
 
 def _same_data(out: Path, now: dict[str, Any]) -> None:
@@ -256,10 +280,6 @@ def _own(recipe: "Recipe") -> dict[str, Any]:
     return values
 
 
-def _again(out: Path) -> str:
-    return f"fewstep train {shlex.quote(str(out))}"
-
-
 def _announce(recipe: "Recipe", out: Path, built: "Built", images: int) -> None:
     """Print where the run lies and how long it is."""
     from fewstep.model import parameter_count
@@ -282,7 +302,7 @@ def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> "Model":
     from fewstep.train.fit import fit
 
     engine.tune_cpu()
-    done = [int(p.name.rpartition("-")[2]) for p in checkpoint.listed(out)]
+    done = [_step(p) for p in checkpoint.listed(out)]
     steps = recipe.train.steps
     if done and max(done) > steps:
         warn(f"train.steps={steps}: the run has {max(done)} steps already")
@@ -296,5 +316,6 @@ def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> "Model":
         on_sample=Preview(out / "samples"),
     )
     if done and max(done) >= steps:
-        result(f"finished: the run has its {max(done)} steps; more: {_again(out)} train.steps=N")
+        more = command("train", str(out), "train.steps=N")
+        result(f"finished: the run has its {max(done)} steps; more: {more}")
     return model

@@ -31,7 +31,7 @@ def train_classifier(
         a module from (B, C, H, W) to logits (B, classes), in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         net = nn.Sequential(
             nn.Conv2d(x.shape[1], 32, 3, padding=1),
             nn.ReLU(),
@@ -69,6 +69,8 @@ def accuracy(classifier: nn.Module, x: Tensor, y: Tensor) -> float:
     Returns:
         a share in [0, 1].
     """
+    place = next(classifier.parameters()).device
     with torch.no_grad():
-        guess = torch.cat([classifier(part).argmax(1) for part in quantise(x).split(512)])
-    return (guess == y.to(guess.device)).float().mean().item()
+        parts = quantise(x).to(place).split(512)
+        guess = torch.cat([classifier(part).argmax(1) for part in parts])
+    return (guess == y.to(place)).float().mean().item()

@@ -29,4 +29,4 @@ def pixels(x: Tensor) -> Tensor:
     Returns:
         shape (N, C H W), float64, on the CPU.
     """
-    return quantise(x).flatten(1).double().cpu()
+    return quantise(x).flatten(1).cpu().double()

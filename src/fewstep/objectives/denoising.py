@@ -1,8 +1,8 @@
 """The training objective of diffusion models: predict what the noise hides.
 
 A clean batch is noised, x_t = alpha x0 + sigma eps, and the denoiser's prediction is compared
-with the truth, which is a `Prediction` itself. DDPM's simple loss is view "eps" with weight one,
-NCSN's denoising score matching is view "score" with weight sigma^2 (the same thing), EDM's is
+with the truth, which is a `Prediction` itself. DDPM's simple loss is view "eps" with weight one
+(NCSN's denoising score matching, the score's error times sigma^2, is the same thing), EDM's is
 view "x0" with its weight, and progressive distillation's is view "v".
 """
 
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fewstep import shapes
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.errors import UsageError
 from fewstep.objectives.times import Times, Uniform
@@ -31,12 +30,12 @@ class Denoising:
     Args:
         view: "x0", "eps", "v" or "score": in which view the error is taken.
         times: the law of the training times.
-        weight: factor of the squared error.
+        weight: factor of the squared error; all but `One` are made for view "x0".
         drop: probability, in [0, 1], that a sample's class is replaced by the null condition;
             classifier-free guidance needs it > 0. 0.1 and 0.2 are equally good in the paper.
 
     Raises:
-        UsageError: unknown view, or drop outside [0, 1].
+        UsageError: unknown view, a weight with another view than "x0", or drop outside [0, 1].
 
     Source: Ho et al., 2020, eq. 14 (arXiv 2006.11239); label dropout: Ho and Salimans, 2022,
         algorithm 1 (arXiv 2207.12598).
@@ -51,6 +50,11 @@ class Denoising:
         """Check the values."""
         if self.view not in VIEWS:
             raise UsageError(f'view "{self.view}": allowed are {", ".join(VIEWS)}')
+        if self.view != "x0" and not isinstance(self.weight, One):
+            raise UsageError(
+                f"weight {self.weight} with view {self.view}: weights are factors of the error in "
+                "x0; use view=x0, or the weight one"
+            )
         if not (math.isfinite(self.drop) and 0 <= self.drop <= 1):
             raise UsageError(f"drop {self.drop}: must be a probability in 0..1")
 
@@ -89,8 +93,10 @@ def noised(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: torch.Generator) ->
         x0: shape (B, *).
         t: shape (B,).
         noise: generator on the device of x0.
+
+    Returns:
+        the pair and its x_t, shape (B, *), with alpha and sigma of shape (B, 1, ...).
     """
     eps = torch.randn(x0.shape, generator=noise, device=noise.device, dtype=x0.dtype)
-    alpha = shapes.like(denoiser.process.alpha(t), x0)
-    sigma = shapes.like(denoiser.process.sigma(t), x0)
+    alpha, sigma = denoiser.levels(x0, t)
     return Prediction(alpha * x0 + sigma * eps, alpha, sigma, x0, eps)

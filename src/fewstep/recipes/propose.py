@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.data.check import FEW
 from fewstep.data.door import sources
 from fewstep.data.source import survey
 from fewstep.errors import DataError
 from fewstep.recipes.schema import Data, Net, Objective, Recipe, Sampling, Train
 
-FEW = 1000
-"""Below this number of images a model tends to repeat its training set."""
 _LARGEST = 64  # pixels that are proposed; more is possible and slow without a large GPU
 _EPOCHS = 200
 

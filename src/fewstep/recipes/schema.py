@@ -83,9 +83,7 @@ def _process(value: Any) -> dict[str, Any]:
     return from_description(numbers).describe()
 
 
-_REAL_PARAMETERS = (
-    "floor", "beta_min", "beta_max", "sigma_min", "sigma_max", "sigma_data", "rho"
-)  # fmt: skip
+_REAL_PARAMETERS = ("floor", "beta_min", "beta_max", "sigma_min", "sigma_max")
 
 
 def _number(key: str, value: Any) -> float:

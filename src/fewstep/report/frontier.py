@@ -8,7 +8,7 @@ images (the floor) beside it. A `Judge` holds what the figures are measured agai
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from fewstep import metrics, sampling, solvers
 from fewstep.data import Images
+from fewstep.denoiser import NetDenoiser
+from fewstep.errors import UsageError
 from fewstep.model import Model, Sampling
+from fewstep.process import Process
 
 Tick = Callable[[int, int], None]
 """tick(done, total): called as images are finished."""
@@ -31,12 +34,15 @@ class Row:
         sampling: the settings.
         images: how many to make.
         group: heading under which the row is shown.
+        process: sample along this process instead of the model's own; the network, which is
+            told the noise level and not the time, does not mind.
     """
 
     title: str
     sampling: Sampling
     images: int
     group: str = ""
+    process: Process | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,16 @@ class Judge:
         )
 
     def floor(self, n: int) -> float:
-        """Return the distance of n real training images to the held-out ones."""
+        """Return the distance of n real training images to the held-out ones.
+
+        Raises:
+            UsageError: there are fewer than n, and figures at different N do not compare.
+        """
+        if n > len(self.real):
+            raise UsageError(
+                f"{n} images: the floor needs as many real ones, and the training split has "
+                f"{len(self.real)}"
+            )
         return metrics.floor(self.real, self.held_out, n)
 
 
@@ -101,6 +116,7 @@ class Figures:
             "title": self.row.title, "group": self.row.group, "sampler": s.sampler,
             "steps": s.steps, "spacing": s.spacing, "eta": s.eta,
             "guidance_scale": s.guidance_scale, "clip": s.clip, "images": self.row.images,
+            "process": None if self.row.process is None else self.row.process.describe(),
             "network_evaluations": self.nfe,
             "images_per_second": round(self.images_per_second, 2),
             "label_accuracy": round(self.accuracy, 4), "fd_pixels": round(self.distance, 4),
@@ -135,14 +151,21 @@ def measure(
     Raises:
         UsageError: settings that this model cannot follow.
     """
+    floor = judge.floor(row.images)  # first: it refuses a number of images it cannot judge
+    if row.process is not None:
+        own = model.denoiser
+        other = NetDenoiser(own.net, row.process, own.param, own.label, own.null)
+        model = replace(model, denoiser=other)
     classes = len(model.classes)
-    labels = torch.arange(row.images) % max(classes, 1)
+    device = next(model.denoiser.parameters()).device
+    labels = (torch.arange(row.images) % max(classes, 1)).to(device)
     plan = sampling.plan(model, row.sampling)
     batches = torch.arange(row.images).split(batch_size)
     total = len(batches) * (len(plan.times) - 1)
     with torch.no_grad():  # warm-up: the first call for a shape prepares its kernels
         some = labels[: len(batches[0])]
-        plan.denoiser(torch.zeros(len(some), *model.shape), 1.0, some if classes else None)
+        start = torch.zeros(len(some), *model.shape, device=device)
+        plan.denoiser(start, 1.0, some if classes else None).x0.sum().item()
     done, parts, began = 0, [], time.perf_counter()
     for ids in batches:
         x = torch.empty(0)
@@ -157,16 +180,16 @@ def measure(
             x, done = step.x, done + 1
             if tick is not None:
                 tick(done, total)
-        parts.append(x)
+        parts.append(x.cpu())  # waits for the device: the clock stops with the work done
     seconds = time.perf_counter() - began
     x = torch.cat(parts)
     return Figures(
         row,
         plan.nfe,
         row.images / seconds,
-        metrics.accuracy(judge.classifier, x, labels),
+        metrics.accuracy(judge.classifier, x, labels.cpu()),
         metrics.frechet_distance(judge.held_out, metrics.pixels(x)),
-        judge.floor(row.images),
+        floor,
         sampling.to_uint8(x[:shown]),
     )
 

@@ -93,6 +93,7 @@ def chart(figures: list[Figures]) -> str:
     series: dict[str, list[Figures]] = {}
     for f in figures:
         name = f.row.sampling.sampler if f.row.sampling.guidance_scale == 1 else _GUIDED
+        name += ", strided" if f.row.process is not None else ""
         drawn = series.setdefault(name, [])
         if f.nfe not in [other.nfe for other in drawn] or name == _GUIDED:
             drawn.append(f)
@@ -113,7 +114,9 @@ def chart(figures: list[Figures]) -> str:
         axes.grid(alpha=0.3, which="both")
         axes.legend(frameon=False, fontsize=9)
         text = io.StringIO()
-        plot.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        # no metadata: its names are addresses, and the page refers to nothing outside
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        plot.savefig(text, format="svg", metadata=nothing)
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace("<svg ", '<svg style="background:#fff" ', 1)
 

@@ -89,8 +89,13 @@ def posterior(process: Process, t: Number, s: Number) -> tuple[Number, Number]:
     talk's sigma-hat squared), and tilde = (1 - alpha-bar_s) / (1 - alpha-bar_t) var_ts. The
     one-step beta of the full chain is wrong as soon as steps are skipped.
 
+    Args:
+        process: gives alpha and sigma.
+        t: current time in (0, 1], a float or shape (B,).
+        s: target time in [0, t), same form as t.
+
     Returns:
-        (var_ts, tilde), floats or shape (B,).
+        (var_ts, tilde), floats or shape (B,), both >= 0 up to rounding; tilde is 0 at sigma_s = 0.
 
     Source: Ho et al., 2020, eq. 7 (arXiv 2006.11239), for a thinned chain: Nichol and Dhariwal,
         2021, eq. 19 (arXiv 2102.09672).

@@ -55,6 +55,10 @@ def karras(
     Returns:
         shape (n + 1,), float64, falling, last 0.
 
+    Raises:
+        UsageError: n < 1, rho <= 0, or levels that do not rise or do not meet those of the
+            process.
+
     Source: Karras et al., 2022, eq. 5 (arXiv 2206.00364).
     """
     if not (math.isfinite(rho) and rho > 0):
@@ -65,7 +69,19 @@ def karras(
 
 
 def logsnr(process: Process, n: int, low: float = 0.002, high: float = 80.0) -> Tensor:
-    """Return n noise levels uniform in log-SNR, then clean; arguments as in `karras`.
+    """Return n noise levels uniform in log-SNR, then clean.
+
+    Args:
+        process: turns levels into times.
+        n: number of steps, >= 1; one level each, high first.
+        low: least noise-to-signal ratio, > 0; raised to that of t = 0 if the process has more.
+        high: largest, > low; cut to the largest that the process reaches.
+
+    Returns:
+        shape (n + 1,), float64, falling, last 0.
+
+    Raises:
+        UsageError: n < 1, or levels that do not rise or do not meet those of the process.
 
     Source: Lu et al., 2022, section 4 (arXiv 2211.01095).
     """
@@ -99,6 +115,13 @@ def strided(n: int, spacing: str = "respace", steps: int = 1000) -> Tensor:
 def from_indices(kept: list[int], steps: int = 1000) -> Tensor:
     """Return the grid that visits these indices of 0..T-1, noisiest first, then clean.
 
+    Args:
+        kept: strictly rising indices of 0..T-1.
+        steps: T of the training.
+
+    Returns:
+        shape (len(kept) + 1,), float64; index i is the time (i + 1) / T, last 0.
+
     Raises:
         UsageError: an index outside 0..T-1, or not strictly rising, named by its position.
     """
@@ -117,6 +140,13 @@ def respace(steps: int, spec: int | str) -> list[int]:
     "ddimN" asks for the whole stride that gives exactly N indices; "10,15,20" splits 0..T-1 into
     equal sections and respaces each. One step keeps index 0 only, as in the program: a one-step
     sampler wants "trailing".
+
+    Args:
+        steps: T of the training, >= 1.
+        spec: a number of steps, "ddimN", or the counts of the sections, separated by commas.
+
+    Returns:
+        rising indices of 0..T-1, as many as the counts add up to.
 
     Raises:
         UsageError: no such stride, or a section smaller than its count.
@@ -146,8 +176,17 @@ def respace(steps: int, spec: int | str) -> list[int]:
 def ddim_stride(steps: int, n: int) -> list[int]:
     """Return every k-th index from 0 for the smallest whole k that gives exactly n.
 
+    Args:
+        steps: T of the training, >= 1.
+        n: number of indices, in 1..T.
+
+    Returns:
+        n rising indices of 0..T-1, first 0.
+
     Raises:
-        UsageError: there is none.
+        UsageError: n outside 1..T, or no such k.
+
+    Source: Nichol and Dhariwal, 2021, released program (arXiv 2102.09672).
     """
     _in_range(n, steps)
     for k in range(1, steps + 1):
@@ -158,6 +197,16 @@ def ddim_stride(steps: int, n: int) -> list[int]:
 
 def ddim_uniform(steps: int, n: int) -> list[int]:
     """Return range(0, T, T // n): the DDIM program's uniform subset, which may exceed n.
+
+    Args:
+        steps: T of the training, >= 1.
+        n: number of indices, in 1..T.
+
+    Returns:
+        rising indices of 0..T-1, first 0; at least n of them.
+
+    Raises:
+        UsageError: n outside 1..T.
 
     Source: Song et al., 2021, released program and appendix D.2 (arXiv 2010.02502).
     """
@@ -170,6 +219,16 @@ def ddim_quadratic(steps: int, n: int) -> list[int]:
 
     Small indices coincide for large n; duplicates would be steps of no length and are dropped
     with a warning.
+
+    Args:
+        steps: T of the training, >= 1.
+        n: number of indices, in 1..T.
+
+    Returns:
+        rising indices of 0..0.8 T, first 0; at most n of them.
+
+    Raises:
+        UsageError: n outside 1..T.
 
     Source: Song et al., 2021, appendix D.2 and released program (arXiv 2010.02502).
     """
@@ -185,13 +244,36 @@ def ddim_quadratic(steps: int, n: int) -> list[int]:
 
 
 def leading(steps: int, n: int) -> list[int]:
-    """Return arange(n) (T // n): starts far from the noisy end, as early Stable Diffusion."""
+    """Return arange(n) (T // n): starts far from the noisy end, as early Stable Diffusion.
+
+    Args:
+        steps: T of the training, >= 1.
+        n: number of indices, in 1..T.
+
+    Returns:
+        n rising indices of 0..T-1, first 0.
+
+    Raises:
+        UsageError: n outside 1..T.
+
+    Source: Lin et al., 2023, table 2 (arXiv 2305.08891).
+    """
     _in_range(n, steps)
     return [i * (steps // n) for i in range(n)]
 
 
 def linspace(steps: int, n: int) -> list[int]:
     """Return round(linspace(0, T - 1, n)), half to even: both ends.
+
+    Args:
+        steps: T of the training, >= 1.
+        n: number of indices, in 1..T.
+
+    Returns:
+        n rising indices of 0..T-1, last T - 1.
+
+    Raises:
+        UsageError: n outside 1..T.
 
     Source: Lin et al., 2023, table 2 (arXiv 2305.08891).
     """
@@ -205,6 +287,16 @@ def trailing(steps: int, n: int) -> list[int]:
     """Return round(arange(T, 0, -T / n)) - 1: the noisy end and equal steps to clean.
 
     The spacing for few steps and for zero terminal SNR.
+
+    Args:
+        steps: T of the training, >= 1.
+        n: number of indices, in 1..T.
+
+    Returns:
+        n rising indices of 0..T-1, last T - 1.
+
+    Raises:
+        UsageError: n outside 1..T.
 
     Source: Lin et al., 2023, table 2 (arXiv 2305.08891).
     """
@@ -225,7 +317,7 @@ SPACINGS: Mapping[str, Callable[[int, int], list[int]]] = {
 
 
 def _count(text: str, steps: int) -> int:
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise UsageError(f"respacing count {text!r}: must be a whole number in 1..{steps}")
     return int(text)
 

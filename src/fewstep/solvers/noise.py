@@ -20,6 +20,14 @@ SEEDS = 2**64
 def image_seeds(seed: int, n: int, first: int = 0) -> list[int]:
     """Return the seeds of images first .. first + n - 1 of a run: (seed + i) mod 2^64.
 
+    Args:
+        seed: of the run, in 0 .. 2^64 - 1.
+        n: number of images, >= 0.
+        first: number of the first image in the run, >= 0.
+
+    Returns:
+        n seeds in 0 .. 2^64 - 1, one per image.
+
     Raises:
         UsageError: seed is not in 0 .. 2^64 - 1.
 

@@ -74,6 +74,9 @@ def nfe(denoiser: Denoiser, times: Tensor, solver: Solver) -> int:
         denoiser: with its guidance; a guided call counts each branch.
         times: the grid, shape (n + 1,).
         solver: the method.
+
+    Returns:
+        the evaluations from the first time to the last, >= 0.
     """
     count, x, carry = _Count(denoiser), torch.zeros(1, 1), None
     for t, s in pairwise(times.tolist()):
@@ -98,7 +101,7 @@ def sample(
         shape: (B, *) of the batch.
         times: the grid, shape (n + 1,), usually falling to 0; flip it to encode.
         solver: the method.
-        cond: class indices, shape (B,), -1 = null, or None.
+        cond: class indices, shape (B,), -1 = null, or None; moved to the device of the batch.
         seed: image i of the batch draws its noise from seed + i; unused when `noise` is given.
         noise: source of standard normal noise, called first for the start and then per step.
         x: the starting batch, shape `shape`; drawn from the noise when None.
@@ -124,7 +127,8 @@ def sample(
         dtype = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
         start = noise(torch.empty(shape, dtype=dtype, device=parameter.device))
         x = start * denoiser.process.prior_std(levels[0])
-    return _walk(denoiser, x, levels, solver, cond, noise)
+    # labels are made on the CPU by habit; the batch says where the model is
+    return _walk(denoiser, x, levels, solver, None if cond is None else cond.to(x.device), noise)
 
 
 def _check_grid(levels: list[float]) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "load_model",
     "newest",
     "place",
+    "refuse_pickle",
     "retain",
     "save_model",
     "sweep",
@@ -76,11 +77,7 @@ def load_model(directory: Path | str) -> Model:
         NumericError: a weight is not finite.
     """
     path = Path(directory)
-    if path.suffix.lower() in _PICKLES:
-        raise UsageError(
-            f"{path}: {path.suffix} files may run code when opened and are never loaded; "
-            "convert it with `fewstep import`"
-        )
+    refuse_pickle(path)
     if path.is_file():
         raise CheckpointError(f"{path}: a file; give the folder that holds {sealed.MANIFEST}")
     files = load(path)
@@ -91,6 +88,19 @@ def load_model(directory: Path | str) -> Model:
     fill(network(model), files.tensors(WEIGHTS), path / WEIGHTS)
     model.denoiser.eval()
     return model
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise if the name is that of a pickle, before anything is read.
+
+    Raises:
+        UsageError: it is; it may run code when it is opened.
+    """
+    if path.suffix.lower() in _PICKLES:
+        raise UsageError(
+            f"{path}: {path.suffix} files may run code when opened and are never loaded; "
+            "convert it to a model folder (safetensors and JSON) first"
+        )
 
 
 def network(model: Model) -> nn.Module:
@@ -177,9 +187,9 @@ def check_keep(keep: int) -> int:
 
 def retain(run: Path | str, keep: int) -> None:
     """Delete all but the newest `keep` whole checkpoints; call it after a write, not before."""
-    whole = 0
+    whole, keep = 0, check_keep(keep)
     for path in listed(run):
-        if whole >= check_keep(keep):
+        if whole >= keep:
             trash = aside("trash", path)
             os.replace(path, trash)  # gone in one step: no half-deleted checkpoint is seen
             shutil.rmtree(trash, ignore_errors=True)

@@ -16,7 +16,8 @@ class FitConfig:
     """Say how to train.
 
     Args:
-        steps: optimizer steps of the whole run, 1 to 10^8.
+        steps: optimizer steps of the whole run, 1 to 10^8. More than a finished run had extend
+            it; a cosine rate then rises again, to where it is in a run of that length.
         batch_size: images per optimizer step, over all processes and micro-batches.
         accumulate: micro-batches that a process cuts its share into; more need less memory and
             give the same gradient up to rounding.
@@ -26,7 +27,8 @@ class FitConfig:
         weight_decay: decoupled decay of weights (not of biases and norms).
         clip: largest norm of the gradient.
         ema_decay: limit of the moving average of the weights.
-        precision: "auto", "fp32" or "bf16".
+        precision: "auto" (bf16 where the device computes in it, see `engine.pick_precision`),
+            "fp32" or "bf16".
         seed: of data order and random numbers, 0 to 2^64 - 1.
         flip: mirror half of the images left to right (wrong for digits and text).
         checkpoint_every: steps between checkpoints; the last step is always saved.

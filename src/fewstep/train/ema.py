@@ -46,7 +46,7 @@ class EMA:
         """Move the average towards the weights of the network that is followed.
 
         AveragedModel.update_parameters does the same, but sorts all tensors by device and dtype
-        in every step, which takes four times as long as the one kernel that does the work.
+        in every step, which takes three times as long as the one kernel that does the work.
         """
         weight = 1 - decay_at(self.updates, self.decay)
         torch._foreach_lerp_(*self._parameters, weight)  # pyright: ignore[reportPrivateImportUsage]

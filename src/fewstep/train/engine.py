@@ -10,13 +10,15 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fewstep.errors import Interrupted, Preempted, ResourceError, UsageError
 
@@ -51,10 +53,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Return fp32 or bf16; `auto` is bf16 on a GPU that computes in it, else fp32.
+    """Return fp32 or bf16; `auto` is bf16 where the device has instructions for it, else fp32.
 
-    On a CPU bf16 pays for larger networks only and must be asked for. float16 is not offered:
-    without loss scaling it turns into NaN, and bf16 needs none.
+    `bf16` is strict: it is also taken where it is emulated, and refused where it is not there.
+    float16 is not offered: without loss scaling it turns into NaN, and bf16 needs none.
 
     Raises:
         UsageError: the name is unknown or the device lacks bf16.
@@ -65,8 +67,17 @@ def pick_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"]:
     if name == "bf16" and not able:
         raise UsageError(f"precision bf16: {device} does not support it; use fp32")
     if name == "auto":
-        name = "bf16" if able and device.type == "cuda" else "fp32"
+        name = "bf16" if _native_bf16(device) else "fp32"
     return "bf16" if name == "bf16" else "fp32"
+
+
+def _native_bf16(device: torch.device) -> bool:
+    """Return whether bf16 is faster than fp32 here: emulation, which torch also counts, is not."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public name for it; every CPU with AMX has these instructions too.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and probe is not None and bool(probe())
 
 
 def tune_cpu() -> bool:
@@ -87,11 +98,49 @@ def tune_cpu() -> bool:
     return False
 
 
-def accelerator(device: torch.device) -> "Accelerator":
+@dataclass(frozen=True)
+class Alone:
+    """Stand in for accelerate's Accelerator where one process trains.
+
+    An Accelerator fixes device and precision for the whole process, and a second one of another
+    kind raises; training alone needs none.
+
+    Args:
+        device: where it trains.
+    """
+
+    device: torch.device
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+    def wait_for_everyone(self) -> None:
+        """Return at once."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensor: there are no others."""
+        return tensor
+
+    def prepare_model(self, net: nn.Module) -> nn.Module:
+        """Return the network itself."""
+        return net
+
+    def no_sync(self, net: nn.Module) -> AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+
+Processes: TypeAlias = "Alone | Accelerator"
+"""The processes that train together."""
+
+
+def accelerator(device: torch.device) -> Processes:
     """Return accelerate's view of the processes; precision and device stay in our hands."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Alone(device)
     from accelerate import Accelerator
 
-    return Accelerator(cpu=device.type == "cpu")
+    return Accelerator(cpu=device.type == "cpu", mixed_precision="no")
 
 
 def entropy(seed: int, *where: int) -> list[int]:

@@ -66,7 +66,7 @@ def fit(
     check_classes(model.classes, images.classes, images.name)
     with ExitStack() as stack:
         procs = engine.accelerator(place)
-        place = procs.device if procs.num_processes > 1 else place
+        place = procs.device
         bf16 = engine.pick_precision(config.precision, place) == "bf16"
         stepper = Stepper(images, objective, config, procs, place, bf16)
         if procs.is_main_process:

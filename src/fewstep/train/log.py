@@ -60,14 +60,21 @@ def read(path: Path | str) -> list[dict[str, Any]]:
 
 
 def truncate(path: Path | str, step: int) -> None:
-    """Drop the records after `step`, so that a resumed run writes no step twice."""
+    """Drop the records after `step`, so that a resumed run writes no step twice.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
     path = Path(path)
     if not path.is_file():
         return
-    kept = [r for r in read(path) if r["step"] <= step]
     aside = path.with_name(f".{path.name}-{os.getpid()}")
-    aside.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in kept))
-    os.replace(aside, path)
+    try:
+        kept = [r for r in read(path) if r["step"] <= step]
+        aside.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in kept))
+        os.replace(aside, path)
+    except OSError as e:
+        raise ResourceError(f"{path}: {e.strerror}; make room and run again") from e
 
 
 class Progress:

@@ -257,10 +257,6 @@ class Checkpoint:
         """Return a JSON file's object."""
         return parse(self._read(name), self.path / name)
 
-    def text(self, name: str) -> str:
-        """Return a text file."""
-        return self._read(name).decode()
-
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return a safetensors file's tensors, on the CPU."""
         self._known(name)

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,6 @@ from fewstep.objectives import Objective
 from fewstep.train import engine
 from fewstep.train.config import FitConfig, learning_rate
 from fewstep.train.state import TrainState
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Stepper:
     images: Images
     objective: Objective
     config: FitConfig
-    procs: "Accelerator"
+    procs: engine.Processes
     device: torch.device
     bf16: bool
 
@@ -68,10 +64,9 @@ class Stepper:
         with engine.memory(f"{share} images at a time are too many; raise train.accumulate"):
             losses, ids = self._gradient(state.step, denoiser)
         weights = state.net.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.clip, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.clip)
         told = torch.stack([losses.mean(), norm, losses.new_tensor(float(signals.wanted))])[None]
-        if self.procs.num_processes > 1:  # all ranks stop, or fail, at the same step
-            told = self.procs.gather(told)
+        told = self.procs.gather(told)  # all ranks stop, or fail, at the same step
         # The one sync of a step: a value that is not finite must not reach the weights.
         rows = torch.as_tensor(told).tolist()
         loss, size = math.fsum(row[0] for row in rows) / len(rows), rows[0][1]
@@ -80,7 +75,8 @@ class Stepper:
             raise self._not_finite(state.step, (loss, size), losses, ids)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, state.step)
-        state.optimizer.step()
+        with engine.memory("no room for the optimizer's moments; take a smaller network"):
+            state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.ema.update()
         state.step += 1
