@@ -42,7 +42,7 @@ def config(steps: int = 60, **changes: object) -> FitConfig:
         "checkpoint_every": 1000, "sample_every": 1000, "log_every": 1, "flip": True,
         "precision": "fp32",  # on every CPU: gradients are compared to 1e-4
     }  # fmt: skip
-    return FitConfig(**{**values, **changes})  # type: ignore[arg-type]
+    return FitConfig(**{**values, **changes})  # type: ignore[arg-type] -- a test gives any value
 
 
 def train(out: Path, steps: int = 60, data: Images | None = None, **changes: object) -> Model:

@@ -193,7 +193,7 @@ class Trace:
         class File:
             def __init__(self, path: Path, mode: str) -> None:
                 trace.note("open", path)
-                self.f, self.path = builtins.open(path, mode), path  # noqa: SIM115
+                self.f, self.path = builtins.open(path, mode), path  # noqa: SIM115 -- it is closed by the code under test
 
             def __enter__(self):
                 return self
