@@ -1,11 +1,13 @@
 """The one door to data: a name or a path in, training and held-out images out.
 
 What lies at the path is recognised, never guessed from options: the word `digits`, a folder with
-`train/` beside `test/` (or val, valid, validation, held_out), idx files, parquet files, class
-folders or a flat folder. Where the data brings its own held-out part, that part is used;
-otherwise a stratified fraction is held out, as a pure function of the labels and the seed.
+`train/` beside `test/` (or val, valid, validation, held_out), idx files, parquet files, arrays
+(`arrays` has the formats), class folders or a flat folder. Where the data brings its own held-out
+part, that part is used; otherwise a stratified fraction is held out, as a pure function of the
+labels and the seed.
 
-Inside: `sources` (understand, decode nothing) and `open` (decode, or take from the cache).
+Inside: `sources` (understand, decode nothing), `open` (decode, or take from the cache), and `load`
+(one whole set, nothing held out: images that somebody else made).
 """
 
 import contextlib
@@ -13,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.data.arrays import EXTENSIONS as ARRAYS
+from fewstep.data.arrays import array_in, is_array
 from fewstep.data.decode import ALLOWED, EXTENSIONS
 from fewstep.data.digits import HELD_OUT, SEED, digits_source
 from fewstep.data.folder import entries, images_in
@@ -23,7 +27,10 @@ from fewstep.errors import DataError, suggest
 
 DIGITS = "digits"
 _HELD_FOLDERS = ("test", "val", "valid", "validation", "held_out")
-_ACCEPTED = f"a folder of {ALLOWED} images, idx or parquet files, or the word {DIGITS}"
+_ACCEPTED = (
+    f"a folder of {ALLOWED} images, idx or parquet files, {' '.join(ARRAYS)} arrays, or the word "
+    f"{DIGITS}"
+)
 _MAGIC = (
     (b"PK\3\4", "a zip archive"),
     (b"\x1f\x8b", "a gzip archive"),
@@ -31,7 +38,7 @@ _MAGIC = (
     (b"\xfd7zXZ", "an xz archive"),
     (b"7z\xbc\xaf", "a 7z archive"),
     (b"Rar!", "a rar archive"),
-    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x93NUMPY", "a NumPy array (its name must end in .npy)"),
 )
 
 
@@ -44,8 +51,9 @@ def _missing(path: Path) -> DataError:
     if parent == path.parent:
         with contextlib.suppress(OSError):  # nothing to suggest if it cannot be listed
             near += [each.name for each in parent.iterdir()]
+    what = "file" if is_array(path) else "folder"
     return DataError(
-        f"no such folder: {shown_name(path)}{suggest(path.name, near)}; the nearest folder "
+        f"no such {what}: {shown_name(path)}{suggest(path.name, near)}; the nearest folder "
         f"that exists is {shown_name(parent.absolute())}; give {_ACCEPTED}"
     )
 
@@ -72,6 +80,8 @@ def _file(path: Path, allow_empty_class: bool) -> list[Source]:
         return idx_in(path, allow_empty_class=allow_empty_class)
     if is_parquet(path):
         return parquet_in(path, allow_empty_class=allow_empty_class)
+    if is_array(path):
+        return [array_in(path, allow_empty_class=allow_empty_class)]
     kind = _kind_of_file(path)
     advice = "unpack it and give the folder" if "archive" in kind else "give its folder"
     raise DataError(
@@ -91,6 +101,7 @@ def sources(path: str | Path, *, allow_empty_class: bool = False) -> list[Source
 
     Raises:
         DataError: if it is no data set, with what was found there.
+        ResourceError: if a packed array does not fit into memory.
     """
     if str(path) == DIGITS:
         return [digits_source()]
@@ -179,3 +190,50 @@ def open(
     parts = [(source.name, train), (f"{source.name} (held out)", held)]
     first, second = materialise(source, reading, parts, keep=not embedded)
     return first, second
+
+
+def load(
+    path: str | Path,
+    *,
+    size: int | None = None,
+    resize: str = "error",
+    channels: int | None = None,
+) -> Images:
+    """Load one whole set of images, nothing held out: images that somebody else made.
+
+    Args:
+        path: what `open` takes. A class folder may be empty and a label unused: it keeps its
+            place in the class map.
+        size: as for `open`.
+        resize: as for `open`.
+        channels: as for `open`.
+
+    Returns:
+        All images in stated order: files by name, rows as they lie. A `.npy`, `.safetensors` or
+        unpacked `.npz` of bytes that needs no change stays where it is, memory-mapped.
+
+    Raises:
+        DataError: if the images cannot be used, or the path has a training and a held-out part.
+        UsageError: if an option is not allowed.
+        ResourceError: if a packed array does not fit into memory.
+    """
+    reading = Reading(size, resize, channels, allow_empty_class=True)
+    found = sources(path, allow_empty_class=True)
+    if len(found) > 1:
+        names = [shown_name(each.name) for each in found]
+        advice = f"{names[0]} or {names[1]}"
+        if shown_name(path) in names:  # a folder with the shards of both
+            advice = "a folder with the files of one part only"
+        raise DataError(
+            f"{shown_name(path)} has a training and a held-out part, one set is needed: give "
+            f"{advice}"
+        )
+    (source,) = found
+    whole = source.whole
+    if whole is not None:
+        _, c, h, w = whole.shape
+        if reading.keeps((c, h, w)):
+            return Images.of(whole, source.labels, source.classes, source.name)
+    every = [(source.name, np.arange(len(source)))]
+    (images,) = materialise(source, reading, every, keep=str(path) != DIGITS)
+    return images

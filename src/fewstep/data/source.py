@@ -72,6 +72,11 @@ class Reading:
         if self.size is None and self.resize != "error":
             raise UsageError(f"resize={self.resize} needs a size: give size=N in pixels")
 
+    def keeps(self, shape: tuple[int, int, int]) -> bool:
+        """Tell whether images of a shape (C, H, W) stay as they are."""
+        sizes = shape[1:] if self.size is None else (self.size, self.size)
+        return (self.channels or shape[0], *sizes) == shape
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -86,6 +91,7 @@ class Source:
         loader: called once before decoding; gives the function that fetches item i.
         stamp: identifies the content without reading it (names, sizes, times of change).
         skipped: extensions of files that were found and not used, with counts.
+        whole: uint8 (N, C, H, W) of all items, if they lie in one array that needs no decoding.
     """
 
     layout: str
@@ -96,6 +102,7 @@ class Source:
     loader: Callable[[], Fetch]
     stamp: str
     skipped: Counter[str] = field(default_factory=Counter)
+    whole: Pixels | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
