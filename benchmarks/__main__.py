@@ -1,9 +1,9 @@
 """Measure the rows and print one table: `python -m benchmarks [ROW ...]`.
 
 A row compares ours with another library on the same work, the two in turn on one thread, and
-its figure is a ratio. Rows S1, S2, S4, G11, I1, I2, D1 have a goal that must hold: a miss makes
-the exit code 1. The others are measured and stated. A row whose peer is not installed is
-skipped.
+its figure is a ratio. Rows S1, S2, S4, G11, I1, I2, D1, E1, E2, E4 have a goal that must hold:
+a miss makes the exit code 1. The others are measured and stated. A row whose peer is not
+installed is skipped.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from benchmarks import timing
 from benchmarks.timing import Row
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-GATED = ("S1", "S2", "S4", "G11", "I1", "I2", "D1")
-LIBRARIES = ("torch", "diffusers", "k-diffusion", "torchvision", "numpy")
+GATED = ("S1", "S2", "S4", "G11", "I1", "I2", "D1", "E1", "E2", "E4")
+LIBRARIES = ("torch", "diffusers", "k-diffusion", "torchvision", "torch-fidelity", "numpy")
 
 
 class Part(NamedTuple):
@@ -41,6 +41,7 @@ PARTS = (
     Part("samplers", ("S1", "S4", "S2"), 151, 31),
     Part("optimizer", ("G11",), 31, 7),
     Part("data_loading", ("D1",), 7, 3),
+    Part("evaluation", ("E1", "E2", "E4"), 9, 3),
     Part("networks", ("S3", "G4", "G5"), 9, 3),
 )
 

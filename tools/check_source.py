@@ -42,7 +42,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "model": ({"torch", "numpy"}, {"safetensors"}),
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),
     "edit": ({"torch", "numpy"}, {"PIL"}),
-    "metrics": ({"torch", "numpy"}, {"torch_fidelity", "torchvision", "scipy"}),
+    "metrics": ({"torch", "numpy"}, {"torch_fidelity", "torchvision", "scipy", "safetensors"}),
     "train": (TRAIN[0], TRAIN[1] | {"rich"}),
     **dict.fromkeys(("recipes", "report", "interop"), OUTPUT),
     **dict.fromkeys(("cli", "studio"), COMMAND),
@@ -254,6 +254,8 @@ def unsafe(source: Source) -> Iterator[Finding]:
         if not isinstance(node, ast.Call):
             continue
         name = dotted(node.func)
+        if name == "torch.load" and weights_only(node):
+            continue
         if name in UNSAFE_CALLS or (isinstance(node.func, ast.Name) and name in UNSAFE_NAMES):
             yield source.finding(node, "unsafe", f"{name}()")
         for word in node.keywords:
@@ -261,6 +263,16 @@ def unsafe(source: Source) -> Iterator[Finding]:
                 isinstance(word.value, ast.Constant) and word.value.value is False
             ):
                 yield source.finding(node, "unsafe", f"{name}({word.arg}=...)")
+
+
+def weights_only(node: ast.Call) -> bool:
+    """Return whether the call says `weights_only=True`, literally: torch then runs no code."""
+    return any(
+        word.arg == "weights_only"
+        and isinstance(word.value, ast.Constant)
+        and word.value.value is True
+        for word in node.keywords
+    )
 
 
 def words(source: Source) -> Iterator[Finding]:

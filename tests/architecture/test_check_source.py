@@ -61,6 +61,41 @@ def test_planted_violation_is_named(tmp_path, expected):
     assert found[0].startswith(expected)
 
 
+LOAD = CLEAN + "import torch\nx = torch.load('a', {})\n"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "count"),
+    [
+        ("weights_only=True", 0),
+        ("map_location='cpu', weights_only=True", 0),
+        ("weights_only=False", 1),
+        ("weights_only=flag", 1),
+        ("weights_only=1", 1),
+        ("weights_only='True'", 1),
+        ("map_location='cpu'", 1),
+        ("**{'weights_only': True}", 1),
+        ("safe=True", 1),
+    ],
+)
+def test_torch_load_is_allowed_only_for_weights(tmp_path, keywords, count):
+    assert findings(tmp_path, LOAD.format(keywords)) == ["unsafe: torch.load()"] * count
+
+
+@pytest.mark.parametrize("name", ["torch.save", "yaml.load"])
+def test_weights_only_excuses_no_other_call(tmp_path, name):
+    text = CLEAN + f"x = {name}('a', weights_only=True)\n"
+    found = findings(tmp_path, text)
+    assert found == [f"unsafe: {name}()"]
+
+
+def test_metrics_read_safetensors_only_inside_a_function(tmp_path):
+    text = CLEAN + "\n\ndef _read():\n    import safetensors\n"
+    assert findings(tmp_path / "a", text, "src/fewstep/metrics/classifier.py") == []
+    found = findings(tmp_path / "b", CLEAN + "import safetensors\n", "src/fewstep/metrics/a.py")
+    assert found == ["third-party: safetensors: only inside a function"]
+
+
 def test_layer_of_an_unknown_module_is_asked_for(tmp_path):
     assert findings(tmp_path, CLEAN, "src/fewstep/extra.py")[0].startswith("layer: extra is in no")
 

@@ -1,11 +1,50 @@
-"""Metrics: how good and how obedient generated images are.
+"""Metrics: how good, how obedient and how new generated images are.
 
-`quality` has the Frechet distance and its real-against-real floor, `conditional` the accuracy of
-labels, `features` what they are measured on.
+`features` has what images are measured on (`pixels`, `classifier`, `inception` or any module),
+`quality` the arithmetic on features, which is torch-fidelity's, `intervals` how far it can be
+trusted, `reference` the figures of a set of images with their floors, `conditional` those by
+class, `copies` how many images repeat the training set.
 """
 
-from fewstep.metrics.conditional import accuracy, train_classifier
-from fewstep.metrics.features import pixels, quantise
-from fewstep.metrics.quality import floor, frechet_distance
+from fewstep.metrics.classifier import classifier
+from fewstep.metrics.conditional import accuracy, confusion, label_figures, per_class
+from fewstep.metrics.copies import Copies, copies
+from fewstep.metrics.features import Extractor, Features, module, pixels, quantise
+from fewstep.metrics.fidelity import register
+from fewstep.metrics.figures import Figure
+from fewstep.metrics.inception import inception
+from fewstep.metrics.moments import Moments
+from fewstep.metrics.quality import (
+    expected_distance,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from fewstep.metrics.reference import Reference, Split
 
-__all__ = ["accuracy", "floor", "frechet_distance", "pixels", "quantise", "train_classifier"]
+__all__ = [
+    "Copies",
+    "Extractor",
+    "Features",
+    "Figure",
+    "Moments",
+    "Reference",
+    "Split",
+    "accuracy",
+    "classifier",
+    "confusion",
+    "copies",
+    "expected_distance",
+    "frechet_distance",
+    "inception",
+    "inception_score",
+    "kernel_distance",
+    "label_figures",
+    "module",
+    "per_class",
+    "pixels",
+    "precision_recall",
+    "quantise",
+    "register",
+]
