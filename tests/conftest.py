@@ -13,6 +13,15 @@ settings.register_profile("fewstep", derandomize=True, deadline=None, database=N
 settings.load_profile("fewstep")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of its own for the whole run, one for all workers: a classifier is trained once."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    os.environ["FEWSTEP_CACHE"] = str(folder / "cache")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the repository."""

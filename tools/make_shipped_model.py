@@ -11,14 +11,19 @@ import dataclasses
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
-from fewstep import data, sampling
+from fewstep import data
 from fewstep.cli.resolve import SHIPPED, find
+from fewstep.metrics import Figure
 from fewstep.model import Model, parameter_count
-from fewstep.report.frontier import Figures, Judge, Row, measure
+from fewstep.report import spec
+from fewstep.report.judge import Reals, protocol, summon
+from fewstep.report.results import Line
+from fewstep.report.work import Item, Work, cell
 from fewstep.train.checkpoint import load_model, save_model
 
 CARD = """# {name}
@@ -56,42 +61,46 @@ def main(run: str, name: str) -> None:
     target = SHIPPED / name
     shutil.rmtree(target, ignore_errors=True)
     save_model(half, target)
-    figures, judge, held_out = _figures(load_model(target))
+    lines = _figures(load_model(target))
+    accuracy, distance = ([_figure(x, n) for x in lines] for n in ("accuracy", "FD-pixels"))
     rows = "\n".join(
-        f"| {f.row.title} | {f.nfe} | {f.accuracy:.3f} | {f.distance:.3f} | {f.floor:.3f} |"
-        for f in figures
+        f"| {line.title} | {line.nfe} | {a.value:.3f} | {d.value:.3f} | {d.real:.3f} |"
+        for line, a, d in zip(lines, accuracy, distance, strict=True)
     )
     about = found.model.about
     card = CARD.format(
         name=name, parameters=parameter_count(found.model.denoiser), steps=about["step"],
-        images=about["data"]["images"], seed=seed, n=figures[0].row.images, held_out=held_out,
-        judge=judge, rows=rows,
+        images=about["data"]["images"], seed=seed, n=lines[0].images, rows=rows,
+        held_out=lines[0].protocol["reference"]["images"], judge=accuracy[0].real,
     )  # fmt: skip
     shutil.rmtree(target)
     save_model(half, target, extra={"card.md": card})
     size = sum(p.stat().st_size for p in target.iterdir())
     print(f"{target.name}: {size:,} bytes")
-    print(json.dumps([f.plain() for f in figures], indent=1))
+    print(json.dumps([line.plain() for line in lines], indent=1))
 
 
-def _figures(model: Model) -> tuple[list[Figures], float, int]:
-    """Measure the two figures that the package promises, and what they are beside."""
-    train, held_out = data.digits()
-    judge = Judge.of(train, held_out)
-    ways = [
-        ("DDIM 20, scale 2", "ddim", 20, 2.0),
-        ("DDIM 50, scale 1", "ddim", 50, 1.0),
-        ("DDIM 10, scale 1", "ddim", 10, 1.0),
-        ("DPM-Solver++(2M) 5, scale 1", "dpmpp", 5, 1.0),
-    ]
-    figures = []
-    for title, sampler, steps, scale in ways:
-        assert sampler in sampling.SAMPLERS
-        preset = dataclasses.replace(
-            model.sampling, sampler=sampler, steps=steps, guidance_scale=scale
-        )
-        figures.append(measure(model, Row(title, preset, 1000), judge))
-    return figures, judge.accuracy, len(held_out)
+def _figure(line: Line, name: str) -> Figure:
+    """Return a figure that must be there."""
+    found = line.figure(name)
+    assert found is not None, name
+    return found
+
+
+def _figures(model: Model) -> list[Line]:
+    """Measure what the package promises, and what is beside it."""
+    judge = summon(protocol("small-1k"), Reals("digits", *data.digits()))
+    ways = "ddim:20:scale=2,ddim:50,ddim:10,dpmpp:5"
+    rows = spec.parse(ways, dataclasses.replace(model.sampling, guidance_scale=1.0))
+    with tempfile.TemporaryDirectory() as place:
+        items = [
+            Item.of_cell(row, cell(row, (model, "digits", "stored"), judge), Path(place))
+            for row in rows
+        ]
+        work = Work(judge, items)
+        for done in work.make():
+            print(done.item.title, done.images, file=sys.stderr)
+        return [work.line(item, work.n) for item in items]
 
 
 if __name__ == "__main__":

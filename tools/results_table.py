@@ -1,49 +1,62 @@
-"""Write the table of results into the README from the figures that the demo stored.
+"""Write tables of stored results as Markdown.
 
 make demo && cp runs/demo/results.json docs/results/demo-digits.json
-python tools/results_table.py            # writes; with --check it only compares
+python tools/results_table.py                 # into the README; with --check it only compares
+python tools/results_table.py FILE.json       # any results.json, to stdout
+python tools/results_table.py FILE.json FD-pixels   # as the talk's table of eta against S
 """
 
-import json
 import sys
 from pathlib import Path
 
+from fewstep.report import results, table
+from fewstep.report.results import Line
+
 ROOT = Path(__file__).resolve().parent.parent
+STORED = ROOT / "docs/results/demo-digits.json"
 BEGIN, END = "<!-- results: python tools/results_table.py -->", "<!-- end of results -->"
+FIGURES = ("accuracy", "FD-pixels")
 
 
-def table(results: dict) -> str:
-    """Return the rows as Markdown; speed as a ratio to the slowest row of the same run."""
-    rows = results["rows"]
-    slowest = min(row["images_per_second"] for row in rows)
-    lines = [
-        "| | steps | network evaluations | images | speed | accuracy | FD-pixels | floor |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        title = row["title"].replace("scale", "DDIM, guidance scale")
-        speed = row["images_per_second"] / slowest
-        lines.append(
-            f"| {title} | {row['steps']} | {row['network_evaluations']} | {row['images']} "
-            f"| {speed:.0f}x | {row['label_accuracy']:.3f} | {row['fd_pixels']:.2f} "
-            f"| {row['fd_pixels_floor']:.2f} |"
-        )
-    return "\n".join(lines)
+def short(lines: list[Line]) -> str:
+    """Return lines as a short Markdown table; speed as a ratio to the slowest row of the run."""
+    results.same_protocol(lines)
+    slowest = max(line.seconds for line in lines)
+    heads = ["", "steps", "network evaluations", "images", "speed", *FIGURES, "real images"]
+    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    for line in lines:
+        sweep = line.title.startswith("scale")
+        title = f"DDIM, guidance {line.title}" if sweep else line.title
+        figures = [line.figure(name) for name in FIGURES]
+        shown = [table.shown(f, 3, "±") if f else "-" for f in figures]
+        real = table.real_range(figures[-1:], 3)
+        cost = [line.steps or "-", line.nfe or "-", line.images]
+        speed = f"{slowest / line.seconds:.0f}x" if line.seconds else "-"
+        rows.append([title, *map(str, cost), speed, *shown, real])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def main(check: bool) -> int:
-    """Write or compare; return the exit code."""
-    results = json.loads((ROOT / "docs/results/demo-digits.json").read_text("utf-8"))
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
+def readme(check: bool) -> int:
+    """Write the table of the demo into the README, or compare; return the exit code."""
+    page = ROOT / "README.md"
+    text = page.read_text("utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    now = f"{head}{BEGIN}\n{table(results)}\n{END}{tail}"
+    now = f"{head}{BEGIN}\n{short(results.load(STORED))}\n{END}{tail}"
     if check:
         return 0 if now == text else 1
-    readme.write_text(now, "utf-8")
+    page.write_text(now, "utf-8")
+    return 0
+
+
+def main(words: list[str]) -> int:
+    """Do what the words ask for; return the exit code."""
+    if words in ([], ["--check"]):
+        return readme(bool(words))
+    lines = results.load(Path(words[0]))
+    print(table.ddim_markdown(lines, words[1]) if words[1:] else table.markdown(lines))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

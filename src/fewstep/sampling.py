@@ -6,7 +6,8 @@ a `Plan` is what they stand for.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +125,22 @@ def plan(model: Model, sampling: Sampling) -> Plan:
     times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
     solver.check(denoiser.process, times.tolist())
     return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
+
+
+def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
+    """Return settings with the user's changes; another sampler than ddim has no eta.
+
+    Args:
+        preset: the model's own settings.
+        changes: fields of `Sampling` to replace.
+
+    >>> changed(Sampling(eta=0.5), {"sampler": "heun"}).eta
+    0.0
+    """
+    values = dict(changes)
+    if values.get("sampler", preset.sampler) != "ddim":
+        values.setdefault("eta", 0.0)
+    return replace(preset, **values)
 
 
 def walk(

@@ -44,13 +44,20 @@ def test_fit_then_sample_with_labels_from_the_cpu(tmp_path, precision) -> None:
 def test_a_report_of_a_model_on_the_gpu(tmp_path) -> None:
     """The judge stays on the CPU, the model does not."""
     pytest.importorskip("torch_fidelity")
-    from fewstep.report.frontier import Judge, Row, measure
+    from fewstep.metrics import pixels
+    from fewstep.report.judge import Judge, Reals, protocol
+    from fewstep.report.spec import Row
+    from fewstep.report.work import Item, Work, cell
 
     model = tiny()
     model.denoiser.cuda()
-    figures = measure(model, Row("row", Sampling(steps=3), 40), Judge.of(*data.digits()))
-    assert figures.pixels.device.type == "cpu"
-    assert figures.distance > 0
+    judge = Judge(protocol("small-1k", 40), Reals("digits", *data.digits()), [pixels()])
+    row = Row("row", Sampling(steps=3))
+    item = Item.of_cell(row, cell(row, (model, "tiny", "0"), judge), tmp_path)
+    work = Work(judge, [item])
+    list(work.make())
+    assert work.line(item, 40).figure("FD-pixels").value > 0
+    assert work.record(item)["device"] == torch.cuda.get_device_name()
 
 
 def test_a_gpu_and_a_cpu_agree_on_an_exact_denoiser() -> None:

@@ -2,31 +2,28 @@
 
 Train a conditional generator on scikit-learn's handwritten digits, steer it with classifier-free
 guidance, sample it from 1000 steps down to 5, and judge every way of sampling against held-out
-digits. What it prints and writes is made by the same code as any other run and report.
+digits. What it prints and writes is made by the code of `fewstep train` and `fewstep compare`.
 """
 
-import importlib.util
-import json
-import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli import options
-from fewstep.cli.console import bar, command, note, result
-from fewstep.errors import UsageError
+from fewstep.cli import judged, options
+from fewstep.cli.console import command, note, result
 
 if TYPE_CHECKING:
-    from fewstep.data import Images
-    from fewstep.model import Model, Sampling
-    from fewstep.report.frontier import Figures, Judge, Row
+    from fewstep.cli.resolve import Found
+    from fewstep.report.judge import Reals
+    from fewstep.report.results import Line
+    from fewstep.report.spec import Row
 
 app = options.app()
 
-IMAGES, SLOW_IMAGES = 1000, 200
-"""Images per row, and for the row of 1000 steps."""
+IMAGES, SLOW_IMAGES = 1000, 250
+"""Images per row, and for the comparison with 1000 steps, which is a protocol of its own."""
 
 
 @app.command()
@@ -42,78 +39,37 @@ def demo(
 ) -> None:
     """Train on real digits, steer, sample from 1000 steps down to 5, judge: one report.
 
-    Run again, it continues where it was: a trained model is not trained again.
+    Run again, it continues where it was: neither a trained model nor finished images are made
+    again.
     """
-    _needs("torch_fidelity", "matplotlib")
+    judged.needs("torch_fidelity", "matplotlib")
     began = time.monotonic()
-    note("fewstep demo: train on real handwritten digits, steer, sample, judge (about 5 minutes)")
+    note("fewstep demo: train on real handwritten digits, steer, sample, judge (about 6 minutes)")
     from fewstep import data
+    from fewstep.report import spec
+    from fewstep.report.judge import Reals
 
     train, held_out = data.digits()
     note(f"1/3 training on {len(train)} real digits; {len(held_out)} are held out")
-    model = _train(out, steps, seed)
+    found = _train(out, steps, seed)
     trained = time.monotonic() - began
-    note("2/3 judge: a classifier learns the real training digits")
-    from fewstep.report.frontier import Judge
-
-    judge = Judge.of(train, held_out)
-    note(f"    it names {judge.accuracy:.3f} of the real held-out digits rightly")
-    rows = table_rows(model.sampling, images)
-    note(f"3/3 sampling in {len(rows)} ways")
-    figures = [_measure(model, row, judge, seed) for row in rows]
-    page = _write(out, figures, judge, held_out, trained, seed)
-    _print(figures, judge)
-    result(f"report: {page}")
-    result(f"next: {command('sample', str(out), '--label', '7', '-n', '16', '-o', 'sevens.png')}")
+    rows = spec.preset("demo", found.model.sampling)
+    slow = [row for row in rows if row.sampling.steps >= 1000]
+    reals = Reals("digits", train, held_out)
+    note(f"2/3 sampling in {len(rows)} ways")
+    quick = [row for row in rows if row not in slow]
+    lines = _measure(out, found, reals, quick, images, seed)
+    beside = [row for row in quick if row.title == "DDIM 50"]
+    note("3/3 a thousand steps, on fewer images")
+    fewer = min(images, SLOW_IMAGES)
+    lines += _measure(out, found, reals, [*slow, *beside], fewer, seed)
+    _write(out, lines, trained)
     note(f"done in {(time.monotonic() - began) / 60:.1f} minutes, {trained / 60:.1f} of training")
 
 
-def _needs(*modules: str) -> None:
-    """Raise before minutes of training if a library for judging or drawing is missing."""
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"the demo needs {' and '.join(missing)}: pip install 'fewstep[eval,report]'"
-        )
-
-
-def table_rows(preset: "Sampling", images: int = IMAGES) -> "list[Row]":
-    """Return the ways of sampling that the demo compares."""
-    from dataclasses import replace
-
-    from fewstep.process import Tabulated
-    from fewstep.report.frontier import Row
-
-    plain = replace(preset, sampler="ddim", eta=0.0, guidance_scale=1.0, spacing="even")
-    sweep = "Guidance: DDIM, 20 steps, classifier-free scale"
-    speed = "Fewer steps, without guidance (scale 1)"
-    rows = [
-        Row(f"scale {s:g}", replace(plain, steps=20, guidance_scale=s), images, sweep)
-        for s in (0.0, 1.0, 2.0, 4.0)
-    ]
-    slow = min(images, SLOW_IMAGES)
-    for title, sampler, steps, n in (
-        ("DDPM 1000", "ddpm", 1000, slow),
-        ("DDPM 50", "ddpm", 50, images),
-        ("DDIM 50", "ddim", 50, images),
-        ("DDIM 20", "ddim", 20, images),
-        ("DDIM 10", "ddim", 10, images),
-        ("DDIM 5", "ddim", 5, images),
-        ("DPM-Solver++(2M) 10", "dpmpp", 10, images),
-        ("DPM-Solver++(2M) 5", "dpmpp", 5, images),
-    ):
-        rows.append(Row(title, replace(plain, sampler=sampler, steps=steps), n, speed))
-    talk = "The talk's table: DDPM's linear betas, T = 1000, uniform strides"
-    strided = replace(plain, spacing="uniform")
-    for steps in (10, 50):
-        for title, sampler in (("DDIM", "ddim"), ("sigma-hat", "ddpm-large")):
-            preset = replace(strided, sampler=sampler, steps=steps)
-            rows.append(Row(f"{title} {steps}, strided", preset, images, talk, Tabulated()))
-    return rows
-
-
-def _train(out: Path, steps: int | None, seed: int) -> "Model":
+def _train(out: Path, steps: int | None, seed: int) -> "Found":
     """Train the shipped recipe in the run folder, or take what is there."""
+    from fewstep.cli.resolve import find
     from fewstep.cli.train import run
     from fewstep.recipes.read import shipped_path
 
@@ -121,65 +77,37 @@ def _train(out: Path, steps: int | None, seed: int) -> "Model":
     if steps is not None:
         changes.append(f"train.steps={steps}")
     # The file, not the name: a folder ./digits of the user's goes before a name.
-    return run(str(shipped_path("digits")), changes)[1]
+    run(str(shipped_path("digits")), changes)
+    return find(str(out))
 
 
-def _measure(model: "Model", row: "Row", judge: "Judge", seed: int) -> "Figures":
-    """Measure one row under a progress bar and say its figures at once."""
-    from fewstep.report.frontier import measure
+def _measure(
+    out: Path, found: "Found", reals: "Reals", rows: "list[Row]", n: int, seed: int
+) -> "list[Line]":
+    """Make and measure rows of one protocol."""
+    from fewstep.cli import console
+    from fewstep.report import work
 
-    with bar(row.title) as tick:
-        f = measure(model, row, judge, seed=seed, tick=tick)
-    note(
-        f"    {row.title:<20} {row.images} images, {f.images_per_second:.1f}/s, "
-        f"accuracy {f.accuracy:.3f}, FD-pixels {f.distance:.3f} (floor {f.floor:.3f})"
-    )
-    return f
-
-
-def _print(figures: "list[Figures]", judge: "Judge") -> None:
-    """Print the table."""
-    from fewstep.report.frontier import table
-
-    for line in table(figures):
-        result(line)
-    result("")
-    result(
-        f"  accuracy: by a classifier that names {judge.accuracy:.3f} of the real held-out "
-        "digits rightly"
-    )
-    result(
-        "  floor: FD-pixels of as many real training digits; NFE: network evaluations per image"
-    )
+    judge = judged.judge(("small-1k", n), reals, device="cpu")
+    place = out / "eval" / "samples"
+    one = (found.model, found.name, found.weights)
+    items = [work.Item.of_cell(row, work.cell(row, one, judge, seed), place) for row in rows]
+    todo = work.Work(judge, items)
+    judged.do(todo)
+    lines = []
+    with console.bar("measuring") as tick:
+        for i, item in enumerate(items):
+            lines.append(todo.line(item, n))
+            tick(i + 1, len(items))
+    return lines
 
 
-def _write(
-    out: Path,
-    figures: "list[Figures]",
-    judge: "Judge",
-    held_out: "Images",
-    trained: float,
-    seed: int,
-) -> Path:
-    """Write the page and the figures as JSON; return the page."""
-    import torch
-
-    from fewstep import __version__
+def _write(out: Path, lines: "list[Line]", trained: float) -> None:
+    """Write the page and the figures; print the tables."""
     from fewstep.cli import record
-    from fewstep.report.page import render
+    from fewstep.report import page, results, sections, table
 
-    facts: dict[str, Any] = {
-        "features": "64 raw pixels in [-1, 1], rounded to 8 bits: FD-pixels, not FID",
-        "reference": f"{len(held_out)} held-out digits, {held_out.fingerprint[:16]}",
-        "floor": "as many real training digits against the same reference",
-        "classifier": f"trained on real training digits, {judge.accuracy:.4f} on held-out ones",
-        "seeds": f"image i of every row: seed {seed} + i, class i mod 10",
-        "grid": "even in t on the cosine process, from 1 to 0, but for the strided rows; "
-        "predictions clipped to [-1, 1]",
-        "training": f"{trained:.0f} s in this call",
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, fewstep {__version__}",
-    }
+    results.save(out / "results.json", lines)
     lead = (
         "A conditional generator trained on 1,347 real handwritten digits, steered, and sampled "
         "from 1000 network evaluations down to 5. Every picture shows the same seeds."
@@ -189,10 +117,15 @@ def _write(
     )  # fmt: skip
     hints = [
         command("sample", str(out), *guided),
+        command("compare", str(out), "--preset", "ddim-table"),
         command("train", "--data", "FOLDER_OF_CLASS_FOLDERS"),
     ]
-    page = out / "report.html"
-    record.text(page, render("fewstep demo: digits", lead, figures, facts, hints))
-    values = {"protocol": facts, "rows": [f.plain() for f in figures]}
-    record.text(out / "results.json", json.dumps(values, indent=1, allow_nan=False) + "\n")
-    return page
+    facts = {"training": f"{trained:.0f} s in this call", **judged.facts(lines)}
+    text = page.render("fewstep demo: digits", lead, sections.measured(lines), facts, hints)
+    record.text(out / "report.html", text)
+    for group in results.by_protocol(lines):
+        for line in table.frontier(group):
+            result(line)
+        result("")
+    result(f"report: {out / 'report.html'}")
+    result(f"next: {command('sample', str(out), '--label', '7', '-n', '16', '-o', 'sevens.png')}")

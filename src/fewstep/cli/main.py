@@ -14,6 +14,8 @@ VERBS = {
     "demo": ("fewstep.cli.demo", "train on real digits, steer, sample, judge: one report"),
     "train": ("fewstep.cli.train", "train a model from a recipe or a folder, or continue a run"),
     "sample": ("fewstep.cli.sample", "make images with a model"),
+    "evaluate": ("fewstep.cli.evaluate", "measure images under a stated protocol"),
+    "compare": ("fewstep.cli.compare", "what steps cost: quality against steps against time"),
     "doctor": ("fewstep.cli.doctor", "look at this machine and this installation"),
 }
 """Each verb with its module and its line in the help."""

@@ -66,6 +66,13 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def steps(word: str) -> int:
+    """Return a number of sampling steps."""
+    from fewstep.sampling import MAX_STEPS  # here: it needs torch, and help must not
+
+    return whole(1, MAX_STEPS)(word)
+
+
 def seed(word: str) -> int:
     """Return a seed."""
     from fewstep.solvers.noise import SEEDS  # here: it needs torch, and help must not

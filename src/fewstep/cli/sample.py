@@ -7,7 +7,7 @@ lie in the metadata of the PNG. The same command gives the same file, byte for b
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,13 +31,6 @@ _BATCH_PIXELS = 1 << 18
 
 _N = options.whole(1, 100_000)
 _REAL = options.number()
-
-
-def _steps(word: str) -> int:
-    """Return a number of steps."""
-    from fewstep.sampling import MAX_STEPS  # here: it needs torch, and help must not
-
-    return options.whole(1, MAX_STEPS)(word)
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def sample(  # budget: table
         typer.Option(parser=_REAL, metavar="W", help="the same as --guidance-scale 1 + W"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=_steps, metavar="N", help="sampling steps")
+        int | None, typer.Option(parser=options.steps, metavar="N", help="sampling steps")
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
@@ -223,6 +216,8 @@ def _labels(model: "Model", words: list[str] | None, number: int) -> list[int] |
 
 def _preset(model: "Model", changes: dict[str, Any], labels: list[int] | None) -> "Sampling":
     """Return the model's settings with the user's changes."""
+    from fewstep import sampling
+
     asked = changes.get("guidance_scale", 1.0)
     if labels is None and model.classes:
         if asked != 1:
@@ -230,10 +225,7 @@ def _preset(model: "Model", changes: dict[str, Any], labels: list[int] | None) -
                 f"guidance scale {asked:g} without a label: give --label NAME, or leave it out"
             )
         changes = {**changes, "guidance_scale": 1.0}
-    preset = model.sampling
-    if changes.get("sampler", preset.sampler) != "ddim" and "eta" not in changes:
-        changes = {**changes, "eta": 0.0}
-    return replace(preset, **changes)
+    return sampling.changed(model.sampling, changes)
 
 
 def _wish(labels: list[int] | None, number: int, seed: int, scale: int | None) -> Wish:

@@ -1,151 +1,183 @@
-"""The report as one HTML file that opens from disk: style, chart and pictures are inside it.
+"""The report as one HTML file that opens from disk: style, charts and pictures are inside it.
 
-The page shows figures and pictures of every `Row`, in groups, each beside the figure of real
-images; below stand the protocol and the machine, without which the figures mean nothing.
+A page is a headline and sections (`sections` makes them), then what the numbers depend on and
+what to try next. It runs no script and asks no server, follows the reader's light or dark
+setting, and is readable on a phone.
 """
 
 import base64
 import html
 import io
-from collections.abc import Mapping
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from fewstep.report import picture
-from fewstep.report.frontier import Figures
+from fewstep.metrics.figures import Figure
+from fewstep.report import picture, table
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2b6cb0; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { margin-bottom: .2rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.lead { opacity: .8; margin-top: 0; } figure { margin: 1.5rem 0; } svg { max-width: 100%; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; } .scroll { overflow-x: auto; }
-.rows { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
-.rows figure { margin: 0; background: var(--soft); padding: .8rem; border-radius: .5rem; }
-.rows img { width: 100%; image-rendering: pixelated; display: block; }
-figcaption { margin-bottom: .5rem; } figcaption b { color: var(--accent); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
-code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; }
+:root { color-scheme: light dark; --ground: #fff; --ink: #1b1f24; --soft: #5b6570;
+  --line: #d8dde3; --card: #f5f7f9; --accent: #0b63b0; --warn: #9a5b00; --heat: #d55e00; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171a; --ink: #e4e8ec;
+  --soft: #9aa5b1; --line: #343b43; --card: #1d2126; --accent: #6db3f2; --warn: #e5aa4d; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, "Segoe UI", "Noto Sans", sans-serif; margin: 0;
+  background: var(--ground); color: var(--ink); }
+main { max-width: 74rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.3rem; margin: 3rem 0 .75rem; padding-bottom: .3rem;
+  border-bottom: 1px solid var(--line); }
+h3 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
+p { max-width: 48rem; } .lead { color: var(--soft); font-size: 1.1rem; margin: 0; }
+.note { color: var(--soft); font-size: .88rem; margin: .4rem 0; }
+ul.note { padding-left: 1.1rem; } small { color: var(--soft); font-size: .8em; }
+.scroll { overflow-x: auto; margin: .5rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
+table.wide { width: 100%; }
+caption { text-align: left; color: var(--soft); font-size: .88rem; padding: 0 0 .4rem; }
+caption span { position: sticky; left: 0; display: inline-block;
+  max-width: calc(100vw - 2rem); }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; vertical-align: top; font-weight: 400; }
+thead th { color: var(--soft); font-size: .82rem; vertical-align: bottom; cursor: help; }
+tbody th, thead th:first-child { text-align: left; position: sticky; left: 0;
+  background: var(--ground); }
+td small { display: block; } tr.group th { font-weight: 600; padding-top: 1.1rem; }
+tr.real td, tr.real th { color: var(--soft); border-top: 2px solid var(--line); }
+td.best b { color: var(--accent); } .early { color: var(--warn); font-size: .8em; }
+td.heat { background: color-mix(in srgb, var(--heat) calc(var(--h) * 1%), transparent); }
+.grey { --heat: #808080; color: var(--soft); }
+td.right { --heat: var(--accent); } table.small { font-size: .82rem; }
+table.small :is(th, td) { padding: .2rem .4rem; }
+.beside { display: flex; flex-wrap: wrap; gap: .5rem 2rem; align-items: flex-start; }
+.beside > * { max-width: 100%; } .known { display: grid; gap: .8rem; }
+figure { margin: 1rem 0; } figure.chart svg { width: 100%; height: auto; display: block; }
+figure.chart text { font-family: inherit !important; }
+.narrow { display: none; }
+@media (max-width: 640px) { .narrow { display: block; } .broad { display: none; }
+  main { padding: 1.25rem .9rem 3rem; } h1 { font-size: 1.5rem; }
+  table.wide tbody th { min-width: 6.5rem; white-space: normal; }
+  table.eta tbody th { min-width: 0; white-space: nowrap; } td.meaning { display: none; } }
+img { image-rendering: pixelated; display: block; max-width: 100%; }
+.strips { display: grid; grid-template-columns: minmax(9rem, 15rem) 1fr; gap: .5rem 1rem;
+  align-items: center; }
+.strips img { width: 100%; max-width: 44rem; border-radius: 3px; }
+.strips small { display: block; }
+@media (max-width: 640px) { .strips { grid-template-columns: 1fr; gap: .2rem; }
+  .strips img { margin-bottom: .8rem; } .strips small { display: inline; } }
+table.pictures :is(th, td) { padding: .25rem; border: 0; vertical-align: middle; }
+table.pictures thead th { text-align: center; }
+table.pictures img { min-width: 9.5rem; width: 100%; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
+  gap: 1rem; } .pairs figure { margin: 0; } .pairs img { width: 100%; max-width: 12rem; }
+.bar { display: inline-block; height: .6rem; background: var(--accent); opacity: .7;
+  border-radius: 2px; vertical-align: middle; }
+td.left { text-align: left; white-space: normal; min-width: 12rem; }
+td.left:not(:has(.bar)) { color: var(--soft); }
+dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .25rem 1rem;
+  font-size: .92rem; margin: .5rem 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 640px) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
+details { margin: .6rem 0; } summary { cursor: pointer; color: var(--soft); font-size: .92rem; }
+code { background: var(--card); padding: .35rem .6rem; border-radius: .3rem; display: block;
+  overflow-x: auto; white-space: pre; font-size: .88rem; border: 1px solid var(--line); }
 """
 
-_TITLES = (
-    ("steps", "sampling steps"),
-    ("NFE", "network evaluations per image"),
-    ("N", "images that were made and measured"),
-    ("images/s", "on this machine, after a warm-up"),
-    ("accuracy", "share of images that a classifier takes for the class asked for"),
-    ("FD-pixels", "Frechet distance of the raw pixels to held-out real images; lower is better"),
-    ("floor", "the same distance of as many real training images"),
-)
 
+class Section(NamedTuple):
+    """A part of a page.
 
-_GUIDED = "guided"
+    Attributes:
+        title: its heading.
+        body: HTML; what comes from outside is escaped in it.
+    """
+
+    title: str
+    body: str
 
 
 def render(
-    title: str, lead: str, figures: list[Figures], facts: Mapping[str, str], hint: list[str]
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+    hints: Sequence[str],
 ) -> str:
     """Return the page.
 
     Args:
         title: headline.
         lead: one sentence below it.
-        figures: measured rows; neighbours of one group stand together.
-        facts: protocol and machine, name to text.
-        hint: commands to try next.
+        sections: of `fewstep.report.sections`, in the order in which they are shown.
+        facts: what else the numbers depend on, such as the machine: name to text.
+        hints: commands to try next.
 
     Returns:
-        HTML that refers to nothing outside itself.
+        HTML that refers to nothing outside itself and runs no script.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(lead)}</p>']
-    parts.append(f"<figure>{chart(figures)}</figure>")
-    for group, members in groupby(figures, key=lambda f: f.row.group):
-        rows = list(members)
-        parts += [f"<h2>{html.escape(group)}</h2>", _table(rows), _pictures(rows)]
-    parts.append("<h2>Protocol</h2><dl>")
-    parts += [f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()]
-    parts.append("</dl><h2>Next</h2>")
-    parts += [f"<p><code>{html.escape(line)}</code></p>" for line in hint]
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="lead">{escape(lead)}</p>']
+    parts += [
+        f'<section aria-labelledby="s{i}"><h2 id="s{i}">{escape(s.title)}</h2>{s.body}</section>'
+        for i, s in enumerate(sections)
+    ]
+    if facts:
+        parts.append(f"<section><h2>How this was made</h2>{listed(facts)}</section>")
+    if hints:
+        lines = "".join(f"<p><code>{escape(line)}</code></p>" for line in hints)
+        parts.append(f"<section><h2>Next</h2>{lines}</section>")
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
-def chart(figures: list[Figures]) -> str:
-    """Return an SVG of quality against network evaluations.
+def escape(text: str) -> str:
+    """Return text as HTML, fit for an attribute too."""
+    return html.escape(text)
 
-    Quality is the Frechet distance over its floor, so that rows of different N may stand in one
-    picture: 1 is what real images get. Unguided rows of one sampler are joined by a line.
+
+def listed(facts: Mapping[str, str]) -> str:
+    """Return names and texts as a list of definitions."""
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+    return f"<dl>{items}</dl>"
+
+
+def html_table(caption: str, head: str, rows: Sequence[str], kind: str = "") -> str:
+    """Return a table that scrolls by itself where the screen is narrow.
+
+    Args:
+        caption: text, escaped here.
+        head: rows of the head, HTML.
+        rows: rows of the body, HTML.
+        kind: classes of the style.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
-
-    series: dict[str, list[Figures]] = {}
-    for f in figures:
-        name = f.row.sampling.sampler if f.row.sampling.guidance_scale == 1 else _GUIDED
-        name += ", strided" if f.row.process is not None else ""
-        drawn = series.setdefault(name, [])
-        if f.nfe not in [other.nfe for other in drawn] or name == _GUIDED:
-            drawn.append(f)
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fewstep", "font.size": 11}):
-        plot = Figure(figsize=(9, 4), layout="constrained")
-        axes = plot.subplots()
-        for name, rows in series.items():
-            rows.sort(key=lambda f: f.nfe)
-            x, y = [f.nfe for f in rows], [f.distance / f.floor for f in rows]
-            axes.plot(x, y, "o" if name == _GUIDED else "o-", label=name)
-            for f, at, high in zip(rows, x, y, strict=True):
-                word = f.row.title if name == _GUIDED else f"{f.row.sampling.steps}"
-                axes.annotate(word, (at, high), (5, 4), textcoords="offset points", size=8)
-        axes.axhline(1, color="grey", linestyle=":", label="real images")
-        axes.set(xscale="log", xlabel="network evaluations per image")
-        axes.set_ylabel("FD-pixels over its floor (lower is better)")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(frameon=False, fontsize=9)
-        text = io.StringIO()
-        # no metadata: its names are addresses, and the page refers to nothing outside
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        plot.savefig(text, format="svg", metadata=nothing)
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace("<svg ", '<svg style="background:#fff" ', 1)
-
-
-def _table(rows: list[Figures]) -> str:
-    """Return the figures of a group as a table."""
-    head = "".join(f'<th title="{html.escape(why)}">{name}</th>' for name, why in _TITLES)
-    lines = [
-        f"<tr><td>{html.escape(f.row.title)}</td><td>{f.row.sampling.steps}</td><td>{f.nfe}</td>"
-        f"<td>{f.row.images}</td><td>{f.images_per_second:.1f}</td><td>{f.accuracy:.3f}</td>"
-        f"<td>{f.distance:.3f}</td><td>{f.floor:.3f}</td></tr>"
-        for f in rows
-    ]
     return (
-        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>'
-        f"{''.join(lines)}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table class="{kind}"><caption><span>{escape(caption)}</span></caption>'
+        f"<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _pictures(rows: list[Figures]) -> str:
-    """Return the pictures of a group: the same seeds and labels in each."""
-    parts = ['<div class="rows" style="margin-top:1.2rem">']
-    for f in rows:
-        name = html.escape(f.row.title)
-        parts.append(
-            f"<figure><figcaption><b>{name}</b> &middot; {f.nfe} evaluations</figcaption>"
-            f'<img alt="{name}: generated images" src="{data_uri(f.pixels)}"></figure>'
-        )
-    return "\n".join([*parts, "</div>"])
+def html_cell(f: Figure | None, wide: int, mark: str = "", inside: str = "") -> str:
+    """Return a figure with its interval and what real images get as a cell.
+
+    Args:
+        f: the figure, or None for an empty cell.
+        wide: decimals.
+        mark: class of the style.
+        inside: more attributes of the cell.
+    """
+    if f is None:
+        return "<td>-</td>"
+    value, _, half = table.shown(f, wide, "&plusmn;").partition(" ")
+    value = f"<b>{value}</b>" if "best" in mark else value
+    interval = f" <small style='display:inline'>{half}</small>" if half else ""
+    real = "" if f.real is None else f"<small>real {f.real:.{wide}f}</small>"
+    return f'<td class="{mark}"{inside}>{value}{interval}{real}</td>'
 
 
 def data_uri(pixels: Tensor, columns: int = 10) -> str:

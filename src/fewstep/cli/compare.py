@@ -1,0 +1,284 @@
+"""`fewstep compare`: what each way of sampling costs and yields, in one table under one protocol.
+
+Steps against quality against time, for one model or several, with the pictures of the same seeds
+side by side. Results of earlier commands can stand in the same table if, and only if, they were
+measured under the same protocol.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fewstep.cli import console, judged, options
+from fewstep.cli.evaluate import default_folder
+from fewstep.errors import UsageError
+
+if TYPE_CHECKING:
+    from fewstep.cli.resolve import Found
+    from fewstep.report.judge import Judge
+    from fewstep.report.results import Line
+    from fewstep.report.spec import Row
+    from fewstep.report.work import Item, Work
+
+app = options.app()
+
+
+@app.command()
+def compare(  # budget: table
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="shipped models (digits), run or model folders; also results.json files of "
+            "earlier evaluate and compare",
+        ),
+    ],
+    samplers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="ddpm:1000,ddim:50,ddim:10:eta=0.5,dpmpp:10: NAME:STEPS and then eta=, scale=, "
+            "w=, spacing=, clip=, process=",
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="frontier (the default), ddim-table: the DDIM paper's table of eta against S",
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="strides of ddim-table: uniform or quadratic"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="real images; by default those the first model was trained on"
+        ),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="small-1k, small-2k, small-10k, fid-10k, fid-50k")
+    ] = "small-2k",
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--number",
+            parser=options.whole(1, 10_000_000),
+            metavar="N",
+            help="images of each row, in place of the protocol's number",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(parser=options.seed, metavar="SEED", help="image i: SEED + i")
+    ] = 0,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/K", help="make only part I of K, on any machine; --merge measures them"
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="make nothing: measure what all shards have made")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", help="where images and the report are kept"),
+    ] = None,
+    inception: Annotated[Path | None, judged.INCEPTION] = None,
+    precision: Annotated[str, judged.PRECISION] = "fp32",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(parser=options.whole(1, 250), metavar="B", help="images sampled at once"),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Compare ways of sampling: steps x quality x time in one table and one report.
+
+    Early estimates come after the first pass over all rows. Interrupted or killed, the same
+    command goes on where it was.
+    """
+    if merge and shard is not None:
+        raise UsageError("--shard and --merge: give --shard to make a part, --merge to measure")
+    part = judged.share(shard)
+    judged.needs("torch_fidelity", "matplotlib")
+    from fewstep.cli.resolve import find
+    from fewstep.report.work import Work
+
+    earlier = _earlier([m for m in models if Path(m).suffix == ".json"])
+    found = [find(m) for m in models if Path(m).suffix != ".json"]
+    if not found:
+        _only(earlier, out)
+        return
+    rows = {f.name: _rows(f, samplers, preset, spacing) for f in found}
+    real = judged.reals(data, found[0])
+    place = judged.folder(out, _default(found), data)
+    judge = judged.judge(
+        (protocol, number), real, inception=inception, precision=precision, device=device
+    )
+    items = [
+        item
+        for f in found
+        for item in _items(
+            f, rows[f.name], judge, place, seed=seed, batch=batch_size, device=device
+        )
+    ]
+    work = Work(judge, items, part)
+    _refuse_mixed(earlier, work)
+    again = console.command("compare", *models, "-o", str(place))
+    if not merge:
+        console.note(f"folder: {place}; {len(items)} rows of {work.n} images")
+        judged.do(work, _early if shard is None else None)
+    if shard is not None:
+        console.result(
+            f"part {shard} is done; when all are: {again} --merge (and the same options)"
+        )
+        return
+    if merge:
+        judged.complete(work, again)
+    elif console.rank():
+        return
+    judged.wait(work)
+    _finish(work, earlier, place, found)
+
+
+def _earlier(paths: list[str]) -> "list[Line]":
+    """Read the lines of earlier commands."""
+    from fewstep.report import results
+
+    return [line for path in paths for line in results.load(Path(path).expanduser())]
+
+
+def _default(found: "list[Found]") -> Path:
+    """Return where a comparison goes unless the user says so."""
+    if len(found) == 1:
+        place = default_folder(found[0].name, found[0])
+        return place if place.name == "eval" else place.with_name(f"compare-{found[0].name}")
+    return Path("runs") / f"compare-{'-'.join(f.name for f in found)}"
+
+
+def _rows(
+    found: "Found", samplers: str | None, preset: str | None, spacing: str | None
+) -> "list[Row]":
+    """Return the ways of sampling a model that are asked for.
+
+    Raises:
+        UsageError: both a list and a preset, or a word that is not known.
+    """
+    from fewstep.report import spec
+
+    if samplers is not None and preset is not None:
+        raise UsageError("--samplers and --preset: give one of them")
+    if spacing is not None and preset != "ddim-table":
+        raise UsageError(
+            f"--spacing {spacing}: belongs to --preset ddim-table; in --samplers it is "
+            "NAME:STEPS:spacing=NAME"
+        )
+    settings = found.model.sampling
+    if samplers is not None:
+        return spec.parse(samplers, settings)
+    own = found.model.denoiser.process
+    return spec.preset(preset or "frontier", settings, own, spacing or "uniform")
+
+
+def _items(
+    found: "Found",
+    rows: "list[Row]",
+    judge: "Judge",
+    place: Path,
+    *,
+    seed: int,
+    batch: int | None,
+    device: str,
+) -> "list[Item]":
+    """Return the items of one model; every setting is tried before any work."""
+    from fewstep.report import work
+    from fewstep.train import engine
+
+    engine.tune_cpu()
+    found.model.denoiser.to(engine.pick_device(device))
+    model = (found.model, found.name, found.weights)
+    return [
+        work.Item.of_cell(row, work.cell(row, model, judge, seed), place / "samples", batch)
+        for row in rows
+    ]
+
+
+def _refuse_mixed(earlier: "list[Line]", work: "Work") -> None:
+    """Refuse earlier lines of another protocol before hours of sampling, not after."""
+    from fewstep.report import results
+
+    if earlier:
+        results.same_protocol([*earlier, work.outline()])
+
+
+def _only(lines: "list[Line]", out: Path | None) -> None:
+    """Show earlier results in one table; nothing is measured."""
+    from fewstep.report import results
+
+    results.same_protocol(lines)
+    place = judged.folder(out, Path("runs") / "compare", None)
+    _write(lines, place, [])
+
+
+def _early(lines: "list[Line]", n: int) -> None:
+    """Print a table of early estimates."""
+    from fewstep.report import table
+
+    console.note(f"early estimates, {n} images of each row:")
+    for text in table.frontier(lines):
+        console.note(text)
+
+
+def _finish(work: "Work", earlier: "list[Line]", place: Path, found: "list[Found]") -> None:
+    """Measure all rows, write and print the comparison."""
+    from fewstep.cli.resolve import SHIPPED
+
+    lines = []
+    with console.bar("measuring") as tick:
+        for i, item in enumerate(work.items):
+            lines.append(work.line(item, work.n))
+            tick(i + 1, len(work.items))
+    first = found[0]
+    name = first.name if first.path.parent == SHIPPED else str(first.path)
+    label = [f"--label={first.model.classes[0]}"] if first.model.classes else []
+    more = console.command("sample", name, *label, "-n", "16")
+    _write([*earlier, *lines], place, [more])
+
+
+def _write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
+    """Write results, charts and page; print table and paths."""
+    from fewstep.cli import record
+    from fewstep.report import chart, page, results, sections, table
+
+    results.save(place / "results.json", lines)
+    talk = table.is_ddim_table(lines)
+    names = results.columns(lines)
+    figure = next((n for n in names if table.kind(n) == "FD"), names[0])
+    if chart.drawable(lines, figure):
+        record.text(place / "frontier.svg", chart.chart(lines, figure))
+        chart.png(lines, figure, place / "frontier.png")
+    models = ", ".join(dict.fromkeys(line.model for line in lines))
+    record.text(
+        place / "report.html",
+        page.render(
+            f"{models}: what steps cost",
+            judged.lead(lines),
+            sections.measured(lines, figure),
+            judged.facts(lines),
+            hints,
+        ),
+    )
+    for text in table.frontier(lines):
+        console.result(text)
+    for text in table.ddim_table(lines, figure) if talk else []:
+        console.result(text)
+    for text in judged.stated(lines):
+        console.result(f"  {text}")
+    console.result(f"results: {place / 'results.json'}")
+    console.result(f"report: {place / 'report.html'}")
+    for hint in hints:
+        console.result(f"next: {hint}")

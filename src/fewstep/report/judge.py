@@ -1,0 +1,314 @@
+"""What images are judged against: a protocol, real images, extractors.
+
+A `Protocol` is a short name for everything that must be equal before two figures may stand in one
+column. A `Judge` is a protocol at work: it holds the extractors, the features of the real images
+(kept in the cache by the hash of the images and of the extractor) and turns features of generated
+images into figures.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep import metrics
+from fewstep.data import Images, check_classes
+from fewstep.errors import DataError, UsageError, suggest
+from fewstep.metrics import Extractor, Features, Figure, Reference, Split
+from fewstep.metrics.moments import WIDEST
+from fewstep.metrics.reference import FEW
+from fewstep.report import kept
+
+LEAST = 20
+"""Fewer images than this are not judged."""
+
+
+PARAMETERS = {
+    "kernel distance": "cubic polynomial kernel, 100 subsets of min(1000, n / 2)",
+    "precision, recall": "3 neighbours",
+    "score": "10 splits",
+}
+"""What the figures of every protocol are computed with."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How images are judged.
+
+    Attributes:
+        name: what to call it.
+        n: images to make.
+        extractors: names of the features.
+        against: which real images are the reference: "held_out" or "train"; where there is one
+            set of real images only, it is that.
+    """
+
+    name: str
+    n: int
+    extractors: tuple[str, ...]
+    against: str
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    p.name: p
+    for p in (
+        Protocol("small-2k", 2_000, ("pixels", "classifier"), "held_out"),
+        Protocol("small-1k", 1_000, ("pixels", "classifier"), "held_out"),
+        Protocol("small-10k", 10_000, ("pixels", "classifier"), "held_out"),
+        Protocol("fid-50k", 50_000, ("inception",), "train"),
+        Protocol("fid-10k", 10_000, ("inception",), "train"),
+    )
+}
+"""The protocols by name. "small": our own features, for images that Inception was not made for;
+"fid": the published convention, TF-2015 Inception against the training set."""
+
+
+def protocol(name: str, n: int | None = None) -> Protocol:
+    """Return the protocol of this name, with another number of images if one is given.
+
+    Raises:
+        UsageError: there is none of this name, or n is too small.
+    """
+    if name not in PROTOCOLS:
+        raise UsageError(
+            f'protocol "{name}": allowed are {", ".join(PROTOCOLS)}{suggest(name, PROTOCOLS)}'
+        )
+    found = PROTOCOLS[name]
+    if n is not None and n < LEAST:
+        raise UsageError(f"-n {n}: too few images to judge; at least {LEAST} are needed")
+    return found if n is None else replace(found, n=n)
+
+
+@dataclass(frozen=True)
+class Reals:
+    """The real images, in two parts if there are two.
+
+    Attributes:
+        name: what to call them.
+        train: what a model was, or would be, trained on.
+        held_out: what it has not seen; None if there is one part only.
+    """
+
+    name: str
+    train: Images
+    held_out: Images | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.train.classes
+
+    def pixels(self, ids: Iterable[int]) -> Tensor:
+        """Return single training images, uint8, shape (len(ids), C, H, W)."""
+        return torch.from_numpy(np.stack([self.train.pixels[i] for i in ids]))
+
+    def parts(self, against: str) -> tuple[str, Images, Images | None]:
+        """Return the name of the reference split, the reference and the rest."""
+        if self.held_out is None:
+            return "all", self.train, None
+        if against == "train":
+            return "train", self.train, self.held_out
+        return "held out", self.held_out, self.train
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of generated images.
+
+    Attributes:
+        figures: numbers with intervals and floors.
+        confusion: rows asked for, columns seen, int64, shape (K, K); None without classes.
+        per_class: Frechet distance of each class; () without classes.
+        pairs: closest pairs: (number of the generated image, number of the training image,
+            distance), nearest first.
+    """
+
+    figures: tuple[Figure, ...]
+    confusion: Tensor | None = None
+    per_class: tuple[Figure, ...] = ()
+    pairs: tuple[tuple[int, int, float], ...] = ()
+
+
+class Judge:
+    """A protocol at work on real images.
+
+    Args:
+        rules: the protocol.
+        reals: the real images.
+        extractors: in the order of `rules.extractors`.
+
+    Raises:
+        DataError: too few real images.
+    """
+
+    def __init__(self, rules: Protocol, reals: Reals, extractors: list[Extractor]) -> None:
+        self.rules, self.reals, self.extractors = rules, reals, extractors
+        self.split, real, other = reals.parts(rules.against)
+        for part in (real, other):
+            if part is not None and len(part) < LEAST:
+                raise DataError(
+                    f"{part.name}: {len(part)} real images are too few to judge with; at least "
+                    f"{LEAST} are needed"
+                )
+        self.real = real
+        self._references = {
+            e.name: Reference(e, _split(e, real), None if other is None else _split(e, other))
+            for e in extractors
+        }
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what must be equal before two figures may stand in one column."""
+        return {
+            "name": self.rules.name,
+            "n": self.rules.n,
+            "extractors": {
+                e.name: {"weights": e.weights, "rule": e.rule} for e in self.extractors
+            },
+            "quantisation": "8 bits, clipped and rounded; lossless",
+            "reference": {
+                "name": self.reals.name,
+                "split": self.split,
+                "images": len(self.real),
+                "fingerprint": self.real.fingerprint,
+            },
+            "parameters": PARAMETERS,
+        }
+
+    def check(self, shape: tuple[int, ...], classes: tuple[str, ...], name: str) -> None:
+        """Refuse images that these real ones cannot judge.
+
+        Raises:
+            DataError: other channels, another size, or another class map.
+        """
+        if tuple(shape) != self.real.shape:
+            (c, h, w), (rc, rh, rw) = shape, self.real.shape
+            raise DataError(
+                f"{name} makes images of {c}x{h}x{w} (channels x height x width), the real images "
+                f"of {self.reals.name} are {rc}x{rh}x{rw}: measure against images of one shape"
+            )
+        if classes and self.reals.classes:
+            check_classes(classes, self.reals.classes, self.reals.name)
+
+    def notes(self) -> list[str]:
+        """Return what must be said beside the figures, one sentence each."""
+        few = (
+            f"{self.rules.n} images are fewer than {FEW}: Frechet distances are mostly bias; "
+            "kernel distances, which have none, come first"
+        )
+        said = [few] if self.rules.n < FEW else []
+        said += [line for r in self._references.values() for line in r.notes(self.rules.n)]
+        return list(dict.fromkeys(said))
+
+    def counts(self) -> tuple[int, ...]:
+        """Return how many images of each class the reference holds; () without classes."""
+        if not self.reals.classes:
+            return ()
+        counts = np.bincount(self.real.labels, minlength=len(self.reals.classes))
+        return tuple(int(c) for c in counts)
+
+    def figures(self, features: Mapping[str, Features], labels: Tensor | None) -> list[Figure]:
+        """Return the figures of generated images.
+
+        Args:
+            features: by the name of the extractor; vectors of shape (N, D).
+            labels: class asked for, shape (N,); None without labels.
+
+        Raises:
+            DataError: too few images for a figure.
+        """
+        found: list[Figure] = []
+        for e in self.extractors:
+            made = Split(*features[e.name], labels)
+            reference = self._references[e.name]
+            found += reference.figures(made)
+            if labels is not None and made.logits is not None and e.name == "classifier":
+                found += metrics.label_figures(reference, made, self._unseen(e))
+        return found
+
+    def _unseen(self, extractor: Extractor) -> Split:
+        """Return real images that the classifier was not trained on, if there are any."""
+        held_out = self.reals.held_out
+        return _split(extractor, self.reals.train if held_out is None else held_out)
+
+    def verdict(self, features: Mapping[str, Features], labels: Tensor | None) -> Verdict:
+        """Return everything: figures, confusion, classes one by one, and copies.
+
+        Args:
+            features: as in `figures`.
+            labels: as in `figures`.
+        """
+        found, confusion, per_class, pairs = self.figures(features, labels), None, (), ()
+        k = len(self.reals.classes)
+        for e in self.extractors:
+            made = Split(*features[e.name], labels)
+            if labels is not None and e.name == "classifier" and made.logits is not None:
+                confusion = metrics.confusion(made.logits, labels, k)
+        if labels is not None and k:
+            e = self.extractors[0]
+            names = self.reals.classes
+            per_class = tuple(
+                metrics.per_class(
+                    self._references[e.name], Split(*features[e.name], labels), names
+                )
+            )
+        if self.reals.held_out is not None:
+            e = self.extractors[0]
+            train, held = (_split(e, part) for part in (self.reals.train, self.reals.held_out))
+            copied = metrics.copies(features[e.name].vectors, train.vectors, held.vectors)
+            found.append(copied.rate)
+            pairs = tuple(copied.pairs)
+        return Verdict(tuple(found), confusion, per_class, pairs)
+
+
+def summon(
+    rules: Protocol,
+    reals: Reals,
+    *,
+    inception: Path | None = None,
+    precision: str = "fp32",
+    device: torch.device | None = None,
+    tick: Callable[[int, int], None] | None = None,
+) -> Judge:
+    """Return a judge: load or train what the protocol needs.
+
+    Args:
+        rules: the protocol.
+        reals: the real images.
+        inception: file of Inception's weights; None looks in the cache of torch.hub.
+        precision: of Inception, "fp32" or, for monitoring only, "bf16".
+        device: where Inception computes.
+        tick: told of the training of a classifier.
+
+    Raises:
+        UsageError: torch-fidelity is missing, or no feature of the protocol fits the images.
+        DataError: the weights are missing or are others.
+    """
+    made: list[Extractor] = []
+    wide = math.prod(reals.train.shape) > WIDEST
+    for name in rules.extractors:
+        if name == "pixels":
+            made += [] if wide else [metrics.pixels()]
+        elif name == "inception":
+            place = device or torch.device("cpu")
+            made.append(metrics.inception(inception, precision, device=place))
+        elif reals.classes:  # without classes there is nothing to train the judge on
+            made.append(metrics.classifier(reals.train, tick=tick))
+    if not made:
+        c, h, w = reals.train.shape
+        raise UsageError(
+            f"protocol {rules.name}: images of {c}x{h}x{w} have too many pixels for FD-pixels, "
+            "and without classes there is no classifier; use fid-10k or fid-50k"
+        )
+    return Judge(rules, reals, made)
+
+
+def _split(extractor: Extractor, images: Images) -> Split:
+    """Return the features of real images, from the cache if they are there."""
+    features = kept.real_features(extractor, images)
+    labels = torch.from_numpy(np.array(images.labels)) if images.classes else None
+    return Split(*features, labels)

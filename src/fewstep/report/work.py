@@ -1,0 +1,323 @@
+"""The work of a comparison: make what is missing, look at it early, measure it all.
+
+Items are the rows: cells of a model, or images that somebody else made. The work goes over all
+items in passes that double the images of each, so that a table of early estimates exists after
+the first pass and every later one is better. What is made lies in files, so an interrupted work
+goes on where it was, and several processes or machines share one by taking every k-th chunk.
+"""
+
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.data import Images
+from fewstep.metrics import Features
+from fewstep.model import Model
+from fewstep.report import kept
+from fewstep.report.cells import Cell, Chunk, Labels, Maker, Store, Tick, passes, ranges
+from fewstep.report.judge import Judge, Verdict
+from fewstep.report.results import Line
+from fewstep.report.spec import Row
+from fewstep.train.sealed import versions
+
+SHOWN = 40
+"""Images of a row that its picture shows."""
+
+
+class Given:
+    """Images that were made elsewhere, in chunks like ours.
+
+    Args:
+        images: the images.
+        n: how many of them; a fixed choice among all where there are more.
+    """
+
+    def __init__(self, images: Images, n: int) -> None:
+        order = np.random.default_rng(0).permutation(len(images))[:n]
+        self.images, self.ids = images, np.sort(order)
+
+    def chunk(self, start: int, end: int) -> Chunk:
+        """Return the images start .. end - 1."""
+        ids = self.ids[start:end]
+        labels = self.images.labels[ids] if self.images.classes else np.full(len(ids), -1)
+        return Chunk(np.asarray(self.images.pixels[ids]), labels.astype(np.int64), 0.0)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the work.
+
+    Attributes:
+        title: what to call it.
+        group: heading under which it is shown.
+        name: what the model, or the folder of foreign images, is called.
+        weights: SHA-256 of the model's weights, or the fingerprint of the images.
+        settings: of sampling, as JSON values; {} for foreign images.
+        nfe: network evaluations per image; 0 for foreign images.
+        store: where chunks and features lie.
+        maker: makes the chunks; the images themselves if they were made elsewhere.
+    """
+
+    title: str
+    group: str
+    name: str
+    weights: str
+    settings: dict[str, Any]
+    nfe: int
+    store: Store
+    maker: Maker | Given
+
+    @classmethod
+    def of_cell(cls, row: Row, cell: Cell, root: Path, batch_size: int | None = None) -> "Item":
+        """Return the item of a model sampled in one way.
+
+        Raises:
+            UsageError: settings that this model cannot follow.
+        """
+        maker = Maker(cell, batch_size)
+        store = Store(root, cell.id, cell.identity())
+        return cls(
+            row.title, row.group, cell.name, cell.weights, row.settings(), maker.plan.nfe, store,
+            maker,
+        )  # fmt: skip
+
+    @classmethod
+    def of_images(cls, images: Images, name: str, n: int, root: Path) -> "Item":
+        """Return the item of images that were made elsewhere."""
+        facts = {"images": images.fingerprint, "n": min(n, len(images))}
+        store = Store(root, f"given-{images.fingerprint[:12]}-{facts['n']}", facts)
+        return cls(name, "", name, images.fingerprint, {}, 0, store, Given(images, n))
+
+    def chunk(self, start: int, end: int) -> Chunk | None:
+        """Return a chunk that is there, or None."""
+        if isinstance(self.maker, Given):
+            return self.maker.chunk(start, end)
+        return self.store.read(start, end)
+
+
+class Done(NamedTuple):
+    """A chunk of the work is done.
+
+    Attributes:
+        item: the row it belongs to.
+        images: of this row, up to and with this chunk.
+        turn: number of the pass, from 0.
+        last: whether the pass is done with it.
+    """
+
+    item: Item
+    images: int
+    turn: int
+    last: bool
+
+
+class Work:
+    """Items under one judge.
+
+    Args:
+        judge: decides n and the features.
+        items: the rows.
+        share: (i, k) takes chunks i, i + k, ... of all; 0 <= i < k.
+    """
+
+    def __init__(
+        self, judge: Judge, items: Sequence[Item], share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.judge, self.items, self.n = judge, list(items), judge.rules.n
+        turns = passes([i.store for i in items], self.n)
+        everything = [(t, *entry) for t, turn in enumerate(turns) for entry in turn]
+        self._mine = everything[share[0] :: share[1]]
+
+    def cost(self) -> int:
+        """Return the network evaluations of all chunks that are to be made here."""
+        return sum(
+            self.items[i].nfe * (end - start)
+            for _, i, start, end in self._mine
+            if not self.items[i].store.path(start, end).exists()
+        )
+
+    def make(
+        self, begin: Callable[[int, str], None] | None = None, tick: Tick | None = None
+    ) -> Iterator[Done]:
+        """Make what is missing of this share: images and their features.
+
+        Args:
+            begin: told the evaluations of a chunk that is to be sampled, and its row.
+            tick: told of the steps of that chunk.
+
+        Raises:
+            NumericError: an image is not finite.
+            ResourceError: the disk refuses.
+        """
+        for k, (turn, i, start, end) in enumerate(self._mine):
+            item = self.items[i]
+            if begin is not None and not item.store.path(start, end).exists():
+                begin(item.nfe * (end - start), f"{item.title}: {end}/{self.n} images")
+            self._features_made(item, start, end, tick)
+            last = k + 1 == len(self._mine) or self._mine[k + 1][0] != turn
+            yield Done(item, end, turn, last)
+
+    def _features_made(self, item: Item, start: int, end: int, tick: Tick | None) -> None:
+        """Make a chunk and its features unless they are there."""
+        chunk = None
+        if isinstance(item.maker, Maker) and not item.store.path(start, end).exists():
+            chunk = item.maker.make(start, end, tick)
+            item.store.write(start, end, chunk)
+        for e in self.judge.extractors:
+            if kept.chunk_features(e, item.store.folder, (start, end), None) is None:
+                chunk = chunk or self._whole(item, start, end)
+                kept.chunk_features(e, item.store.folder, (start, end), chunk.pixels)
+
+    def _whole(self, item: Item, start: int, end: int) -> Chunk:
+        """Return a chunk; make it again if its file is damaged."""
+        chunk = item.chunk(start, end)
+        if chunk is None:
+            assert isinstance(item.maker, Maker)
+            chunk = item.maker.make(start, end)
+            item.store.write(start, end, chunk)
+        return chunk
+
+    def missing(self) -> list[tuple[Item, int, int]]:
+        """Return the chunks of the whole work, not of this share, that are not there."""
+        return [
+            (item, start, end)
+            for item in self.items
+            for start, end in ranges(self.n)
+            if not self._there(item, start, end)
+        ]
+
+    def _there(self, item: Item, start: int, end: int) -> bool:
+        made = isinstance(item.maker, Given) or item.store.path(start, end).exists()
+        folder = item.store.folder
+        return made and all(
+            (folder / kept.mark(e) / f"{start:06d}-{end:06d}.npz").exists()
+            for e in self.judge.extractors
+        )
+
+    def line(self, item: Item, n: int) -> Line:
+        """Return the row measured on its first n images, all of which must be there.
+
+        Raises:
+            DataError: too few images for a figure.
+        """
+        features, labels = self._features(item, n), self._labels(item, n)
+        return self._line(item, n, tuple(self.judge.figures(features, labels)))
+
+    def verdict(self, item: Item) -> tuple[Line, Verdict]:
+        """Return the row measured whole, with everything the judge can say.
+
+        Raises:
+            DataError: too few images for a figure.
+        """
+        features, labels = self._features(item, self.n), self._labels(item, self.n)
+        found = self.judge.verdict(features, labels)
+        return self._line(item, self.n, found.figures), found
+
+    def _line(self, item: Item, n: int, figures: tuple[Any, ...]) -> Line:
+        spent, first = [], []
+        for start, end in ranges(n):
+            chunk = self._whole(item, start, end)
+            spent.append(chunk.seconds / len(chunk.pixels))
+            if len(first) * 250 < SHOWN:
+                first.append(chunk.pixels)
+        return Line(
+            item.title, item.group, item.name, item.weights, item.settings, item.nfe, n,
+            statistics.median(spent), figures, self.judge.protocol(), self.record(item),
+            torch.from_numpy(np.concatenate(first)[:SHOWN]),
+        )  # fmt: skip
+
+    def outline(self) -> Line:
+        """Return the first row without figures: enough to see whether others may join it."""
+        item = self.items[0]
+        return Line(
+            item.title, item.group, item.name, item.weights, item.settings, item.nfe, self.n, 0.0,
+            (), self.judge.protocol(),
+        )  # fmt: skip
+
+    def record(self, item: Item) -> dict[str, Any]:
+        """Return what belongs to a number beside its protocol and its settings."""
+        facts: dict[str, Any] = {
+            "versions": {**versions(), **_installed("torch-fidelity")},
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        }
+        if isinstance(item.maker, Maker):
+            cell, times = item.maker.cell, item.maker.plan.times
+            device = next(cell.model.denoiser.parameters()).device
+            facts |= {
+                "seeds": f"image i: {cell.seed} + i",
+                "device": _device(device),
+                "times": [round(t, 6) for t in times.tolist()]
+                if len(times) <= 101
+                else len(times),
+                "speed": "median over chunks of 250 images, after a warm-up, sampling alone",
+            }
+        return facts
+
+    def pixels(self, item: Item, ids: Sequence[int]) -> Tensor:
+        """Return single images of a row, uint8, shape (len(ids), C, H, W)."""
+        found, spans = [], ranges(self.n)
+        for i in ids:
+            start, end = next(r for r in spans if r[0] <= i < r[1])
+            found.append(self._whole(item, start, end).pixels[i - start])
+        return torch.from_numpy(np.stack(found))
+
+    def _features(self, item: Item, n: int) -> dict[str, Features]:
+        """Return the features of the first n images, mapped from disk if they are large."""
+
+        def pieces(e: Any) -> Iterator[Features]:
+            for start, end in ranges(n):
+                piece = kept.chunk_features(e, item.store.folder, (start, end), None)
+                if piece is None:
+                    pixels = self._whole(item, start, end).pixels
+                    piece = kept.chunk_features(e, item.store.folder, (start, end), pixels)
+                assert piece is not None
+                yield piece
+
+        return {e.name: kept.mapped(pieces(e), n) for e in self.judge.extractors}
+
+    def _labels(self, item: Item, n: int) -> Tensor | None:
+        """Return the classes asked for, shape (n,), or None."""
+        if isinstance(item.maker, Maker):
+            labels = item.maker.cell.labels.first(n)
+        else:
+            labels = item.maker.chunk(0, n).labels
+        return torch.from_numpy(labels) if n and labels[0] >= 0 else None
+
+
+def cell(row: Row, found: tuple[Model, str, str], judge: Judge, seed: int = 0) -> Cell:
+    """Return the cell of a row.
+
+    Args:
+        row: the settings.
+        found: the model in evaluation mode, its name, the SHA-256 of its weights.
+        judge: decides which classes are asked for.
+        seed: image i draws its noise from seed + i.
+
+    Raises:
+        DataError: the judge's images are of another shape or have other classes.
+    """
+    model, name, weights = found
+    judge.check(model.shape, model.classes, name)
+    labels = Labels(judge.counts() if model.classes else ())
+    return Cell(model, name, weights, row.sampling, row.process, labels, seed)
+
+
+def _device(device: torch.device) -> str:
+    """Return what computed, in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _installed(name: str) -> dict[str, str]:
+    from importlib import metadata
+
+    try:
+        return {name: metadata.version(name)}
+    except metadata.PackageNotFoundError:
+        return {}
