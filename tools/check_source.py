@@ -35,7 +35,7 @@ COMMAND = (
     {"torch", "numpy", "yaml", "pydantic", "PIL", "safetensors", "accelerate", "psutil"},
 )
 THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
-    "errors": (set(), set()),
+    **dict.fromkeys(("errors", "files"), (set[str](), set[str]())),
     **dict.fromkeys(("shapes", "process", "prediction", "denoiser", "exact", "nets"), CORE),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "distill"), CORE),
     "likelihood": CORE,

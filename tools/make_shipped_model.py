@@ -21,9 +21,10 @@ from fewstep.cli.resolve import SHIPPED, find
 from fewstep.metrics import Figure
 from fewstep.model import Model, parameter_count
 from fewstep.report import spec
+from fewstep.report.cells import Labels
 from fewstep.report.judge import Reals, protocol, summon
 from fewstep.report.results import Line
-from fewstep.report.work import Item, Work, cell
+from fewstep.report.work import Item, Subject, Work
 from fewstep.train.checkpoint import load_model, save_model
 
 CARD = """# {name}
@@ -93,10 +94,9 @@ def _figures(model: Model) -> list[Line]:
     ways = "ddim:20:scale=2,ddim:50,ddim:10,dpmpp:5"
     rows = spec.parse(ways, dataclasses.replace(model.sampling, guidance_scale=1.0))
     with tempfile.TemporaryDirectory() as place:
-        items = [
-            Item.of_cell(row, cell(row, (model, "digits", "stored"), judge), Path(place))
-            for row in rows
-        ]
+        labels = Labels(judge.reals.counts(judge.rules.against))
+        subject = Subject(model, "digits", "stored", labels)
+        items = [Item.of_row(row, subject, Path(place)) for row in rows]
         work = Work(judge, items)
         for done in work.make():
             print(done.item.title, done.images, file=sys.stderr)

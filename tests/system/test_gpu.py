@@ -45,15 +45,16 @@ def test_a_report_of_a_model_on_the_gpu(tmp_path) -> None:
     """The judge stays on the CPU, the model does not."""
     pytest.importorskip("torch_fidelity")
     from fewstep.metrics import pixels
+    from fewstep.report.cells import Labels
     from fewstep.report.judge import Judge, Reals, protocol
     from fewstep.report.spec import Row
-    from fewstep.report.work import Item, Work, cell
+    from fewstep.report.work import Item, Subject, Work
 
     model = tiny()
     model.denoiser.cuda()
     judge = Judge(protocol("small-1k", 40), Reals("digits", *data.digits()), [pixels()])
     row = Row("row", Sampling(steps=3))
-    item = Item.of_cell(row, cell(row, (model, "tiny", "0"), judge), tmp_path)
+    item = Item.of_row(row, Subject(model, "tiny", "0", Labels((1,) * 10)), tmp_path)
     work = Work(judge, [item])
     list(work.make())
     assert work.line(item, 40).figure("FD-pixels").value > 0

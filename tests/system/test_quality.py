@@ -19,6 +19,7 @@ from fewstep.process import Tabulated
 pytest.importorskip("torch_fidelity")
 
 from fewstep.report import spec, work
+from fewstep.report.cells import Labels
 from fewstep.report.judge import Reals, protocol, summon
 
 
@@ -35,8 +36,9 @@ def figures(judge, tmp_path_factory):
     def measured(process=None, **settings):
         preset = replace(found.model.sampling, **{"eta": 0.0, "spacing": "even", **settings})
         row = spec.Row("row", preset, process=process)
-        cell = work.cell(row, (found.model, found.name, found.weights), judge)
-        todo = work.Work(judge, [work.Item.of_cell(row, cell, place)])
+        labels = Labels(judge.reals.counts("held_out"))
+        subject = work.Subject(found.model, found.name, found.weights, labels)
+        todo = work.Work(judge, [work.Item.of_row(row, subject, place)])
         list(todo.make())
         return todo.line(todo.items[0], todo.n)
 

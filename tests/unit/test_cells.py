@@ -24,7 +24,7 @@ pytest.importorskip("torch_fidelity")
 
 from fewstep.report.judge import Judge, Reals, protocol
 from fewstep.report.spec import Row
-from fewstep.report.work import Item, Work, cell
+from fewstep.report.work import Item, Subject, Work
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,9 @@ def one(model, **settings) -> Cell:
 
 def work_on(model, reals, place, n=600, share=(0, 1), rows=("ddim", "heun")) -> Work:
     judge = Judge(protocol("small-1k", n), reals, [pixels()])
-    found = (model, "tiny", "0" * 64)
-    items = []
-    for name in rows:
-        row = Row(name, replace(model.sampling, sampler=name))
-        items.append(Item.of_cell(row, cell(row, found, judge), place))
-    return Work(judge, items, share)
+    subject = Subject(model, "tiny", "0" * 64, Labels(reals.counts("held_out")))
+    ways = [Row(name, replace(model.sampling, sampler=name)) for name in rows]
+    return Work(judge, [Item.of_row(way, subject, place) for way in ways], share)
 
 
 def figures(work: Work) -> list:
@@ -180,7 +177,7 @@ def test_a_damaged_chunk_is_none_and_gone(tmp_path) -> None:
 
 
 def test_a_folder_of_other_images_is_refused(tmp_path) -> None:
-    Store(tmp_path, "cell", {"seed": 0})
+    Store(tmp_path, "cell", {"seed": 0}).open()
     with pytest.raises(DataError, match="made in another way"):
         Store(tmp_path, "cell", {"seed": 1})
 
@@ -318,17 +315,26 @@ def test_a_cache_that_cannot_be_written_is_a_warning(reals, tmp_path, monkeypatc
     assert "cannot keep features" in str(said[-1].message)
 
 
-def test_what_cannot_be_judged_is_refused(model, reals) -> None:
-    judge = Judge(protocol("small-1k", 50), reals, [pixels()])
-    with pytest.raises(DataError, match="3x8x8"):
-        judge.check((3, 8, 8), reals.classes, "tiny")
-    with pytest.raises(DataError, match="1x16x16"):
-        judge.check((1, 16, 16), reals.classes, "tiny")
+def test_what_cannot_be_judged_is_refused(reals) -> None:
+    reals.check((1, 8, 8), reals.classes, "tiny")
+    reals.check((1, 8, 8), (), "without labels")
+    for shape in ((3, 8, 8), (1, 16, 16)):
+        with pytest.raises(DataError, match="x".join(map(str, shape))):
+            reals.check(shape, reals.classes, "tiny")
     with pytest.raises(DataError, match="another order"):
-        judge.check((1, 8, 8), tuple(reversed(reals.classes)), "tiny")
+        reals.check((1, 8, 8), tuple(reversed(reals.classes)), "tiny")
+    with pytest.raises(DataError, match="new: eleven"):
+        reals.check((1, 8, 8), (*reals.classes[:9], "eleven"), "tiny")
     few = Reals("few", reals.train.subset(np.arange(5)))
     with pytest.raises(DataError, match="5 real images are too few"):
-        Judge(protocol("small-1k", 50), few, [pixels()])
+        few.check((1, 8, 8), reals.classes, "tiny")
+
+
+def test_numbers_of_an_array_stand_for_classes_by_index(reals) -> None:
+    named = replace(reals, train=replace(reals.train, classes=tuple("abcdefghij")))
+    named.check((1, 8, 8), tuple("0123"), "batch.npz")
+    with pytest.raises(DataError, match="other classes"):
+        named.check((1, 8, 8), tuple("1230"), "batch.npz")
 
 
 def test_a_record_says_what_made_the_number(model, reals, tmp_path) -> None:

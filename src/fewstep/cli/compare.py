@@ -5,21 +5,22 @@ side by side. Results of earlier commands can stand in the same table if, and on
 measured under the same protocol.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli import console, judged, options
+from fewstep.cli import console, judged, meter, options
 from fewstep.cli.evaluate import default_folder
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
-    from fewstep.report.judge import Judge
     from fewstep.report.results import Line
     from fewstep.report.spec import Row
-    from fewstep.report.work import Item, Work
+    from fewstep.report.work import Work
 
 app = options.app()
 
@@ -105,59 +106,93 @@ def compare(  # budget: table
         raise UsageError("--shard and --merge: give --shard to make a part, --merge to measure")
     part = judged.share(shard)
     judged.needs("torch_fidelity", "matplotlib")
+    for word in models:
+        if Path(word).suffix != ".json" and judged.is_images(word):
+            raise UsageError(
+                f"{word}: finished images; measure them with {console.command('evaluate', word)} "
+                "and give the .json file that it writes"
+            )
     from fewstep.cli.resolve import find
-    from fewstep.report.work import Work
+    from fewstep.report.work import Item, Work
 
     earlier = _earlier([m for m in models if Path(m).suffix == ".json"])
     found = [find(m) for m in models if Path(m).suffix != ".json"]
     if not found:
         _only(earlier, out)
         return
-    rows = {f.name: _rows(f, samplers, preset, spacing) for f in found}
-    real = judged.reals(data, found[0])
-    place = judged.folder(out, _default(found), data)
-    judge = judged.judge(
-        (protocol, number), real, inception=inception, precision=precision, device=device
-    )
-    items = [
-        item
-        for f in found
-        for item in _items(
-            f, rows[f.name], judge, place, seed=seed, batch=batch_size, device=device
-        )
-    ]
+    rules = judged.rules(protocol, number, inception, precision)
+    rows = [_rows(f, samplers, preset, spacing) for f in found]
+    reals = judged.reals(data, found[0])
+    base = judged.folder(out or _default(found), data)
+    items = []
+    for f, ways in zip(found, rows, strict=True):
+        subject = judged.subject(f, reals, rules, seed, device)
+        items += [Item.of_row(way, subject, base / "samples", batch_size) for way in ways]
+    judge = judged.judge(rules, reals, inception=inception, precision=precision, device=device)
     work = Work(judge, items, part)
+    place = base if out else base / _label(work, preset, samplers, spacing)
     _refuse_mixed(earlier, work)
-    again = console.command("compare", *models, "-o", str(place))
+    _refuse_loss(work, place)
+    again = console.command("compare", *models, "-o", str(base))
     if not merge:
+        judged.made(place)
         console.note(f"folder: {place}; {len(items)} rows of {work.n} images")
-        judged.do(work, _early if shard is None else None)
+        meter.do(work, _early if shard is None else None)
     if shard is not None:
-        console.result(
-            f"part {shard} is done; when all are: {again} --merge (and the same options)"
-        )
+        judged.part_done(shard, again)
         return
     if merge:
-        judged.complete(work, again)
+        meter.complete(work, again)
     elif console.rank():
         return
-    judged.wait(work)
+    meter.wait(work)
     _finish(work, earlier, place, found)
 
 
 def _earlier(paths: list[str]) -> "list[Line]":
-    """Read the lines of earlier commands."""
+    """Read the lines of earlier commands, each once."""
     from fewstep.report import results
 
-    return [line for path in paths for line in results.load(Path(path).expanduser())]
+    lines: list[Line] = []
+    for path in paths:
+        lines += [x for x in results.load(Path(path).expanduser()) if x not in lines]
+    return lines
 
 
 def _default(found: "list[Found]") -> Path:
     """Return where a comparison goes unless the user says so."""
     if len(found) == 1:
-        place = default_folder(found[0].name, found[0])
-        return place if place.name == "eval" else place.with_name(f"compare-{found[0].name}")
-    return Path("runs") / f"compare-{'-'.join(f.name for f in found)}"
+        return default_folder(found[0])
+    return Path("runs") / f"eval-{'-'.join(f.name for f in found)}"
+
+
+def _label(work: "Work", preset: str | None, samplers: str | None, spacing: str | None) -> str:
+    """Return a name for the folder of a comparison that another comparison does not have."""
+    rules, way = work.judge.rules, preset or "frontier"
+    if samplers is not None:
+        rows = json.dumps([(x.title, x.store.id) for x in work.items])
+        way = f"compare-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
+    return "-".join(x for x in (way, spacing, rules.name, f"n{rules.n}") if x)
+
+
+def _refuse_loss(work: "Work", place: Path) -> None:
+    """Refuse a folder with the results of other rows.
+
+    Raises:
+        UsageError: it holds another comparison, which would be lost.
+    """
+    from fewstep.report import results
+
+    path = place / "results.json"
+    if not path.exists():
+        return
+    mine = {(x.title, x.name, x.weights) for x in work.items}
+    lines = results.load(path)
+    if not mine <= {(x.title, x.model, x.weights) for x in lines}:
+        raise UsageError(
+            f"{path} holds another comparison ({', '.join(x.title for x in lines[:3])}, ...), "
+            "which would be lost: choose another folder with -o"
+        )
 
 
 def _rows(
@@ -184,29 +219,6 @@ def _rows(
     return spec.preset(preset or "frontier", settings, own, spacing or "uniform")
 
 
-def _items(
-    found: "Found",
-    rows: "list[Row]",
-    judge: "Judge",
-    place: Path,
-    *,
-    seed: int,
-    batch: int | None,
-    device: str,
-) -> "list[Item]":
-    """Return the items of one model; every setting is tried before any work."""
-    from fewstep.report import work
-    from fewstep.train import engine
-
-    engine.tune_cpu()
-    found.model.denoiser.to(engine.pick_device(device))
-    model = (found.model, found.name, found.weights)
-    return [
-        work.Item.of_cell(row, work.cell(row, model, judge, seed), place / "samples", batch)
-        for row in rows
-    ]
-
-
 def _refuse_mixed(earlier: "list[Line]", work: "Work") -> None:
     """Refuse earlier lines of another protocol before hours of sampling, not after."""
     from fewstep.report import results
@@ -220,7 +232,7 @@ def _only(lines: "list[Line]", out: Path | None) -> None:
     from fewstep.report import results
 
     results.same_protocol(lines)
-    place = judged.folder(out, Path("runs") / "compare", None)
+    place = judged.made(judged.folder(out or Path("runs") / "compare"))
     _write(lines, place, [])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli import judged, options
+from fewstep.cli import judged, meter, options
 from fewstep.cli.console import command, note, result
 
 if TYPE_CHECKING:
@@ -86,14 +86,13 @@ def _measure(
 ) -> "list[Line]":
     """Make and measure rows of one protocol."""
     from fewstep.cli import console
-    from fewstep.report import work
+    from fewstep.report.work import Item, Work
 
-    judge = judged.judge(("small-1k", n), reals, device="cpu")
-    place = out / "eval" / "samples"
-    one = (found.model, found.name, found.weights)
-    items = [work.Item.of_cell(row, work.cell(row, one, judge, seed), place) for row in rows]
-    todo = work.Work(judge, items)
-    judged.do(todo)
+    rules = judged.rules("small-1k", n, None, "fp32")
+    subject = judged.subject(found, reals, rules, seed, "cpu")
+    items = [Item.of_row(row, subject, out / "eval" / "samples") for row in rows]
+    todo = Work(judged.judge(rules, reals, device="cpu"), items)
+    meter.do(todo)
     lines = []
     with console.bar("measuring") as tick:
         for i, item in enumerate(items):

@@ -6,18 +6,19 @@ number comes without its interval, the same number of real images, and its proto
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, judged, options
-from fewstep.errors import UsageError
+from fewstep.cli import console, judged, meter, options
+from fewstep.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
     from fewstep.metrics import Figure
-    from fewstep.report.judge import Judge, Verdict
+    from fewstep.report.judge import Protocol, Reals, Verdict
     from fewstep.report.results import Line
     from fewstep.report.work import Item, Work
 
@@ -108,112 +109,96 @@ def evaluate(  # budget: table
     if merge and shard is not None:
         raise UsageError("--shard and --merge: give --shard to make a part, --merge to measure")
     part = judged.share(shard)
-    changes = {
-        k: v
-        for k, v in {
-            "sampler": sampler,
-            "steps": steps,
-            "eta": eta,
-            "spacing": spacing,
-            "guidance_scale": guidance_scale,
-        }.items()
-        if v is not None
-    }
+    judged.needs("torch_fidelity", "matplotlib")
+    said = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing}
+    said["guidance_scale"] = guidance_scale
+    changes = {key: value for key, value in said.items() if value is not None}
     foreign = judged.is_images(model)
     if foreign and changes:
         raise UsageError(
             f"--{next(iter(changes)).replace('_', '-')}: {model} holds finished images; only a "
             "model is sampled"
         )
-    from fewstep.cli.resolve import find
     from fewstep.report.work import Work
 
-    judged.needs("torch_fidelity", "matplotlib")
-    found = None if foreign else find(model)
-    real = judged.reals(data, found)
-    place = judged.folder(out, default_folder(model, found), data)
-    images = _foreign(model) if foreign else None
-    n = number
-    if images is not None:
-        n = _whole(len(images), number, protocol)
-    judge = judged.judge(
-        (protocol, n), real, inception=inception, precision=precision, device=device
-    )
-    if images is not None:
-        from fewstep.report.work import Item
-
-        judge.check(images.shape, images.classes, model)
-        item = Item.of_images(images, Path(model).name, judge.rules.n, place / "samples")
+    rules = judged.rules(protocol, number, inception, precision)
+    if foreign:
+        rules, reals, item, place = _foreign(model, rules, number, data, out)
     else:
-        assert found is not None
-        item = _item(found, changes, judge, place, seed=seed, batch=batch_size, device=device)
+        how = {"seed": seed, "batch": batch_size, "device": device}
+        reals, item, place = _model(model, changes, rules, data, out, **how)
+    judge = judged.judge(rules, reals, inception=inception, precision=precision, device=device)
     work = Work(judge, [item], part)
     again = console.command("evaluate", model, "-o", str(place))
     if not merge:
+        judged.made(place)
         console.note(f"folder: {place}")
-        judged.do(work, _early if shard is None else None)
+        meter.do(work, _early if shard is None else None)
     if shard is not None:
-        console.result(
-            f"part {shard} is done; when all are: {again} --merge (and the same options)"
-        )
+        judged.part_done(shard, again)
         return
     if merge:
-        judged.complete(work, again)
+        meter.complete(work, again)
     elif console.rank():
         return
-    judged.wait(work)
-    _finish(work, item, place, form)
+    meter.wait(work)
+    _finish(work, item, model, place, form)
 
 
-def default_folder(word: str, found: "Found | None") -> Path:
-    """Return where figures go unless the user says so: into the run, or beside the runs."""
-    if found is not None:
-        run = found.path.parent.parent if found.path.parent.name == "checkpoints" else found.path
-        if (run / "config.yaml").is_file():
-            return run / "eval"
-        return Path("runs") / f"eval-{found.name}"
-    return Path("runs") / f"eval-{Path(word).stem}"
-
-
-def _foreign(word: str) -> Any:
-    """Return images that were made elsewhere."""
-    from fewstep import data
-
-    return data.load(word)
-
-
-def _whole(count: int, number: int | None, protocol: str) -> int:
-    """Return how many of the images that are there to measure."""
-    from fewstep.report.judge import protocol as named
-
-    wanted = number or named(protocol).n
-    if number is not None and number > count:
-        raise UsageError(f"-n {number}: there are {count} images")
-    return min(wanted, count)
-
-
-def _item(
-    found: "Found",
+def _model(  # budget: table
+    word: str,
     changes: dict[str, Any],
-    judge: "Judge",
-    place: Path,
+    rules: "Protocol",
+    data: str | None,
+    out: Path | None,
     *,
     seed: int,
     batch: int | None,
     device: str,
-) -> "Item":
-    """Return the item of a model sampled in one way."""
+) -> "tuple[Reals, Item, Path]":
+    """Return real images, the item of a model sampled in one way, and the folder."""
     from fewstep import sampling
-    from fewstep.report import work
+    from fewstep.cli.resolve import find
     from fewstep.report.spec import Row
-    from fewstep.train import engine
+    from fewstep.report.work import Item
 
-    engine.tune_cpu()
+    found = find(word)
     preset = sampling.changed(found.model.sampling, changes)
-    found.model.denoiser.to(engine.pick_device(device))
+    sampling.plan(found.model, preset)  # refuses settings before any data are read
+    reals = judged.reals(data, found)
+    place = judged.folder(out or default_folder(found), data)
+    subject = judged.subject(found, reals, rules, seed, device)
     row = Row(f"{found.name}, {preset.sampler} {preset.steps}", preset)
-    cell = work.cell(row, (found.model, found.name, found.weights), judge, seed)
-    return work.Item.of_cell(row, cell, place / "samples", batch)
+    return reals, Item.of_row(row, subject, place / "samples", batch), place
+
+
+def _foreign(
+    word: str, rules: "Protocol", number: int | None, data: str | None, out: Path | None
+) -> "tuple[Protocol, Reals, Item, Path]":
+    """Return the protocol at their number, real images, the item of given images, the folder."""
+    from fewstep import data as door
+    from fewstep.report.judge import LEAST
+    from fewstep.report.work import Item
+
+    images = door.load(word)
+    if number is not None and number > len(images):
+        raise UsageError(f"-n {number}: {word} has {len(images)} images")
+    if len(images) < LEAST:
+        raise DataError(f"{word}: {len(images)} images are too few; at least {LEAST} are needed")
+    rules = replace(rules, n=min(rules.n, len(images)))
+    place = judged.folder(out or Path("runs") / f"eval-{Path(word).stem}", data, word)
+    reals = judged.reals(data, None)
+    reals.check(images.shape, images.classes, word)
+    name = Path(word).name or word
+    return rules, reals, Item.of_images(images, name, rules.n, place / "samples"), place
+
+
+def default_folder(found: "Found") -> Path:
+    """Return where figures go unless the user says so: into the run, or beside the runs."""
+    run = found.path.parent.parent if found.path.parent.name == "checkpoints" else found.path
+    if (run / "config.yaml").is_file():
+        return run / "eval"
+    return Path("runs") / f"eval-{found.name}"
 
 
 def _early(lines: "list[Line]", n: int) -> None:
@@ -229,7 +214,7 @@ def _short(figure: "Figure") -> str:
     return f"{figure.name} {table.shown(figure, table.places([figure]))}"
 
 
-def _finish(work: "Work", item: "Item", place: Path, form: str) -> None:
+def _finish(work: "Work", item: "Item", word: str, place: Path, form: str) -> None:
     """Measure, write results and page, print."""
     from fewstep.cli import record
     from fewstep.report import page, results, sections
@@ -258,6 +243,8 @@ def _finish(work: "Work", item: "Item", place: Path, form: str) -> None:
     _print(line, verdict)
     console.result(f"figures: {place / f'{stem}.json'}")
     console.result(f"report: {place / f'{stem}.html'}")
+    if line.settings:
+        console.result(f"next: {console.command('compare', word)}")
 
 
 def _print(line: "Line", verdict: "Verdict") -> None:

@@ -1,35 +1,26 @@
-"""What `evaluate`, `compare` and `demo` share: real images, items, and work that can be stopped.
+"""What `evaluate`, `compare` and `demo` share: what is judged, by which real images, and where.
 
-Images and their features are made chunk by chunk under a meter; SIGTERM and Ctrl-C leave after
-the step at hand, with every finished chunk on disk, and the same command goes on from there.
-Under torchrun, or with --shard, each process takes its part of the chunks; they share nothing but
-the folder.
+Everything that can be refused is refused here, before a folder is made or a judge is trained.
 """
 
 import importlib.util
 import os
-import signal
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fewstep.cli import console
-from fewstep.errors import DataError, Interrupted, Preempted, UsageError
+from fewstep.cli import console, options
+from fewstep.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
-    from fewstep.report.judge import Judge, Reals
+    from fewstep.report.judge import Judge, Protocol, Reals
     from fewstep.report.results import Line
-    from fewstep.report.work import Work
+    from fewstep.report.work import Subject
 
 ARRAYS = (".npz", ".npy", ".safetensors")
 _MODEL = ("manifest.json", "model.json", "checkpoints", "config.yaml")
-_EVERY = 15.0  # seconds between lines where there is no terminal
-_LOOK = 0.1  # share of the time that early tables may take
 
 
 def is_images(word: str) -> bool:
@@ -37,7 +28,7 @@ def is_images(word: str) -> bool:
     path = Path(word).expanduser()
     if path.is_dir():
         return not any((path / name).exists() for name in _MODEL)
-    return path.is_file() and path.suffix.lower() in (*ARRAYS, ".parquet")
+    return path.suffix.lower() in (*ARRAYS, ".parquet")
 
 
 def share(word: str | None) -> tuple[int, int]:
@@ -60,6 +51,8 @@ def share(word: str | None) -> tuple[int, int]:
 def reals(data: str | None, found: "Found | None") -> "Reals":
     """Open the real images: those named, or those the model was trained on.
 
+    They are read in the size and the way in which the model's own were read.
+
     Raises:
         UsageError: none named, and the model does not say.
         DataError: they cannot be used.
@@ -67,9 +60,13 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     from fewstep import data as door
     from fewstep.report.judge import Reals
 
-    options: dict[str, Any] = {}
+    own, options = _own_data(found)
+    data = data or own
     if data is None:
-        data, options = _own_data(found)
+        raise UsageError(
+            "which real images to measure against is not known: give --data PATH (a folder, an "
+            "npz file, or the word digits)"
+        )
     if Path(data).suffix.lower() in ARRAYS and Path(data).expanduser().is_file():
         whole = door.load(data)
         return Reals(whole.name, whole)
@@ -77,8 +74,8 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     return Reals(train.name, train, held_out if len(held_out) else None)
 
 
-def _own_data(found: "Found | None") -> tuple[str, dict[str, Any]]:
-    """Return the data a model was trained on and how they were read."""
+def _own_data(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
+    """Return the data a model was trained on, if it says so, and how they were read."""
     from fewstep.recipes import load
 
     if found is not None:
@@ -89,163 +86,35 @@ def _own_data(found: "Found | None") -> tuple[str, dict[str, Any]]:
             return path, said
         if found.model.about.get("data", {}).get("name") == "digits":
             return "digits", {}
-    raise UsageError(
-        "which real images to measure against is not known: give --data PATH (a folder, an npz "
-        "file, or the word digits)"
-    )
+    return None, {}
 
 
-class Meter:
-    """Say how far the work is and how long it will take.
+def folder(place: Path, *images: str | None) -> Path:
+    """Return the folder for everything, checked but not made.
 
     Args:
-        total: network evaluations to be made.
-        what: to say before it.
-    """
-
-    def __init__(self, total: int, what: str) -> None:
-        self.total, self.done, self.what = max(total, 1), 0, what
-        self.wanted, self.where = 0, ""
-        self._size = 0
-        self._began = self._said = time.monotonic()
-        self._bar = _bar() if console.rank() == 0 and sys.stderr.isatty() else None
-        self._task = None if self._bar is None else self._bar.add_task(what, total=self.total)
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Meter":
-        """Begin, and hold the signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave terminal and signals as they were."""
-        if self._bar is not None:
-            self._bar.stop()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        self.wanted = number
-
-    def chunk(self, evaluations: int, where: str) -> None:
-        """Tell that a chunk of so many evaluations begins."""
-        self._size, self.where = evaluations, where
-
-    def tick(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` steps of the chunk are done; stop here if told to.
-
-        Raises:
-            Preempted: SIGTERM.
-            Interrupted: Ctrl-C.
-        """
-        self.stop()
-        now, at = time.monotonic(), self.done + self._size * done / total
-        if done == total:
-            self.done += self._size
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=at, description=self.where)
-        elif now - self._said >= _EVERY:
-            from fewstep.train.log import clock
-
-            self._said, left = now, (self.total - at) / max(at, 1) * (now - self._began)
-            console.note(
-                f"  {100 * at / self.total:.0f} %  {self.where}  "
-                f"{at / (now - self._began):,.0f} evaluations/s  ETA {clock(left)}"
-            )
-
-    def stop(self) -> None:
-        """Leave if a signal has come."""
-        if self.wanted:
-            kind = Interrupted if self.wanted == signal.SIGINT else Preempted
-            name = signal.Signals(self.wanted).name
-            raise kind(f"{name}: what is finished is kept; the same command goes on from there")
-
-
-def _bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-def do(work: "Work", early: "Callable[[list[Line], int], None] | None" = None) -> None:
-    """Make what is missing of the work, with early tables if someone wants them.
-
-    Args:
-        work: items, judge and share.
-        early: given lines on the images made so far, and how many images those are.
-    """
-    made, looked, cost = time.monotonic(), 0.0, work.cost()
-    with Meter(cost, "sampling") as meter:
-        for done in work.make(meter.chunk, meter.tick):
-            meter.stop()
-            whole = done.images >= work.n
-            spent = time.monotonic() - made
-            if early is None or not cost or not done.last or whole or done.images < 50:
-                continue
-            if done.turn and looked > _LOOK * spent:
-                continue
-            began = time.monotonic()
-            early([work.line(item, done.images) for item in work.items], done.images)
-            looked += time.monotonic() - began
-
-
-def wait(work: "Work", seconds: float = 7 * 86400) -> None:
-    """Wait until the other processes of this torchrun have made their chunks.
+        place: the folder.
+        images: folders of images, which it must not lie in; None is passed over.
 
     Raises:
-        DataError: they have not after all this time.
+        UsageError: it is a file, or lies inside one of the folders.
     """
-    until, said = time.monotonic() + seconds, 0.0
-    while work.missing():
-        if time.monotonic() > until:
-            raise DataError("other processes did not finish their chunks; run the command again")
-        if time.monotonic() - said > _EVERY:
-            said = time.monotonic()
-            console.note(f"  waiting for {len(work.missing())} chunks of other processes")
-        time.sleep(0.2)
-
-
-def complete(work: "Work", again: str) -> None:
-    """Refuse a merge while chunks are missing.
-
-    Raises:
-        DataError: some are; names the first.
-    """
-    missing = work.missing()
-    if missing:
-        item, start, end = missing[0]
-        raise DataError(
-            f"--merge: {len(missing)} chunks are missing, the first is images {start}..{end - 1} "
-            f"of {item.title} ({item.store.folder}); make them with --shard I/K, or run the same "
-            f"command without --merge: {again}"
-        )
-
-
-def folder(out: Path | None, default: Path, data: str | None) -> Path:
-    """Return the folder for everything, made if need be.
-
-    Raises:
-        UsageError: it is a file, or lies inside the real images.
-        ResourceError: it cannot be made.
-    """
-    from fewstep.errors import ResourceError
-
-    place = (out or default).expanduser()
+    place = place.expanduser()
     if place.exists() and not place.is_dir():
         raise UsageError(f"-o {place}: a file; give a folder")
-    root = Path(data).expanduser() if data is not None else None
-    if root is not None and root.is_dir() and place.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"-o {place}: inside the real images {root}; choose another folder")
+    for word in images:
+        root = None if word is None else Path(word).expanduser()
+        if root is not None and root.is_dir() and place.resolve().is_relative_to(root.resolve()):
+            raise UsageError(f"-o {place}: inside the images {root}; choose another folder")
+    return place
+
+
+def made(place: Path) -> Path:
+    """Make a folder.
+
+    Raises:
+        ResourceError: it cannot be made.
+    """
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -253,8 +122,25 @@ def folder(out: Path | None, default: Path, data: str | None) -> Path:
     return place
 
 
+def rules(name: str, n: int | None, inception: Path | None, precision: str) -> "Protocol":
+    """Return the protocol.
+
+    Raises:
+        UsageError: no such protocol, or options of Inception where it has no part.
+    """
+    from fewstep.report.judge import protocol
+
+    found = protocol(name, n)
+    if "inception" not in found.extractors and (inception is not None or precision != "fp32"):
+        option = (
+            f"--inception {inception}" if inception is not None else f"--precision {precision}"
+        )
+        raise UsageError(f"{option}: the protocol {name} does not use Inception; fid-10k does")
+    return found
+
+
 def judge(
-    rules: tuple[str, int | None],
+    rules: "Protocol",
     reals: "Reals",
     *,
     inception: Path | None = None,
@@ -264,7 +150,7 @@ def judge(
     """Return the judge, with a note of what it will be judged by.
 
     Args:
-        rules: name of the protocol and n, or None for the protocol's.
+        rules: the protocol.
         reals: the real images.
         inception: file of Inception's weights.
         precision: of Inception.
@@ -276,7 +162,7 @@ def judge(
     place = engine.pick_device(device)
     with console.bar("the judge learns") as tick:
         found = judges.summon(
-            judges.protocol(*rules),
+            rules,
             reals,
             inception=inception,
             precision=precision,
@@ -288,14 +174,34 @@ def judge(
         f"protocol {found.rules.name}: {found.rules.n} images, features {features}, against "
         f"{len(found.real)} real images ({reals.name}, {found.split})"
     )
-    for line in found.notes():
-        console.warn(line)
+    for i, line in enumerate(found.notes()):
+        (console.warn if i == 0 and rules.n < judges.FEW else console.note)(line)
     return found
 
 
 def part_done(word: str, again: str) -> None:
     """Say what to do when all parts are done."""
     console.result(f"part {word} is done; when all are: {again} --merge (and the same options)")
+
+
+def subject(
+    found: "Found", reals: "Reals", rules: "Protocol", seed: int, device: str
+) -> "Subject":
+    """Return a model as what is to be measured, on the device that samples.
+
+    Raises:
+        DataError: the real images cannot judge it.
+    """
+    from fewstep.report.cells import Labels
+    from fewstep.report.work import Subject
+    from fewstep.train import engine
+
+    model = found.model
+    reals.check(model.shape, model.classes, found.name)
+    engine.tune_cpu()
+    model.denoiser.to(engine.pick_device(device))
+    labels = Labels(reals.counts(rules.against) if model.classes else ())
+    return Subject(model, found.name, found.weights, labels, seed)
 
 
 def needs(*modules: str) -> None:
@@ -365,5 +271,7 @@ INCEPTION = typer.Option(
     metavar="FILE", help="weights of the TF-2015 Inception, where they are not in torch's cache"
 )
 PRECISION = typer.Option(
-    metavar="fp32|bf16", help="of Inception; bf16 is for monitoring only and a protocol of its own"
+    parser=options.choice("fp32", "bf16"),
+    metavar="fp32|bf16",
+    help="of Inception; bf16 is for monitoring only and a protocol of its own",
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import ResourceError
+from fewstep.files import replacing
 
 
 def text(path: Path, content: str) -> None:
@@ -16,12 +17,10 @@ def text(path: Path, content: str) -> None:
     Raises:
         ResourceError: the disk refuses.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_text(content, encoding="utf-8")
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_text(content, encoding="utf-8")
     except OSError as e:
-        aside.unlink(missing_ok=True)
         raise ResourceError(f"cannot write {path}: {e.strerror}") from e
 
 

@@ -12,20 +12,18 @@ at any time.
 Inside: `folder`, `read`, `write`, `Part`.
 """
 
-import contextlib
 import json
 import os
-import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from fewstep.data.images import Images, Pixels, shown_name
 from fewstep.data.stream import Ids
+from fewstep.files import replacing
 
 _FORMAT = 1
 
@@ -82,22 +80,6 @@ def read(key: str, parts: Sequence[Part]) -> list[Images] | None:
     return None
 
 
-@contextlib.contextmanager
-def _renamed_to(path: Path) -> Iterator[BinaryIO]:
-    """Give a temporary file beside `path` and rename it to `path` when all went well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
 def write(
     key: str, shape: tuple[int, ...], blocks: Iterable[Pixels], parts: Sequence[Part]
 ) -> list[Images]:
@@ -117,12 +99,12 @@ def write(
     array = folder() / f"{key}.npy"
     array.parent.mkdir(parents=True, exist_ok=True)
     facts = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with _renamed_to(array) as file:
+    with replacing(array, sync=True) as aside, open(aside, "wb") as file:
         np.lib.format.write_array_header_1_0(file, facts)
         for block in blocks:
             file.write(np.ascontiguousarray(block).data)
     images = cut(np.asarray(np.load(array, mmap_mode="r", allow_pickle=False)), parts)
     seal = {"format": _FORMAT, "rows": shape[0], "fingerprints": [i.fingerprint for i in images]}
-    with _renamed_to(folder() / f"{key}.json") as file:
-        file.write(json.dumps(seal).encode())
+    with replacing(folder() / f"{key}.json", sync=True) as aside:
+        aside.write_text(json.dumps(seal))
     return images

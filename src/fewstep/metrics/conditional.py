@@ -64,7 +64,7 @@ def confusion(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     return cells.bincount(minlength=classes * classes).reshape(classes, classes)
 
 
-def label_figures(reference: Reference, made: Split, unseen: Split) -> list[Figure]:
+def label_figures(reference: Reference, made: Split, unseen: Split | None) -> list[Figure]:
     """Return what the classifier says of images that were asked for by class.
 
     The accuracy, whose ceiling is that of real images which the classifier was not trained on;
@@ -73,7 +73,7 @@ def label_figures(reference: Reference, made: Split, unseen: Split) -> list[Figu
     Args:
         reference: real images in the classifier's features, with labels.
         made: what the classifier says of the made images; labels are what was asked for.
-        unseen: what it says of labelled real images that it was not trained on.
+        unseen: what it says of labelled real images that it was not trained on, or None.
 
     Returns:
         accuracy and diversity, as far as classes have at least two images each.
@@ -82,7 +82,9 @@ def label_figures(reference: Reference, made: Split, unseen: Split) -> list[Figu
         DataError: without labels or logits, or labels that the classifier does not know.
     """
     share, n = _accuracy(made, "the images to judge")
-    ceiling, real_n = _accuracy(unseen, "the unseen real images")
+    ceiling, real_n = None, 0
+    if unseen is not None:
+        ceiling, real_n = _accuracy(unseen, "the unseen real images")
     figures = [Figure("accuracy", share, *wilson(share, n), ceiling, real_n, "higher")]
     found = diversity(reference.real, made)
     if found is not None:

@@ -10,7 +10,6 @@ them, and the same i shows the same noise in every cell.
 
 import hashlib
 import json
-import os
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from fewstep import sampling, solvers
 from fewstep.denoiser import NetDenoiser
 from fewstep.errors import DataError, NumericError, ResourceError
+from fewstep.files import replacing
 from fewstep.model import Model, Sampling
 from fewstep.process import Process
 from fewstep.sampling import Plan
@@ -236,22 +236,39 @@ class Store:
 
     Raises:
         DataError: the folder holds other images.
-        ResourceError: it cannot be written.
     """
 
     def __init__(self, root: Path, id: str, identity: dict[str, Any]) -> None:
         self.folder, self.id = root / id, id
-        stated = self.folder / "cell.json"
+        self._stated, self._identity = self.folder / "cell.json", identity
+        if self._stated.exists():
+            self._compare()
+
+    def _compare(self) -> None:
+        """Refuse a folder of other images."""
+        try:
+            said = json.loads(self._stated.read_text("utf-8"))
+        except (OSError, ValueError) as e:
+            raise DataError(
+                f"{self._stated}: cannot be read ({e}); remove the folder {self.folder}"
+            ) from None
+        if said != json.loads(json.dumps(self._identity)):
+            raise DataError(f"{self.folder}: holds images made in another way; remove it")
+
+    def open(self) -> None:
+        """Make the folder, with a file that says what decides the images.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        if self._stated.exists():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not stated.exists():
-                replaced(stated, json.dumps(identity, indent=1, sort_keys=True).encode() + b"\n")
-            if json.loads(stated.read_text("utf-8")) != json.loads(json.dumps(identity)):
-                raise DataError(f"{self.folder}: holds images made in another way; remove it")
+            with replacing(self._stated) as aside:
+                aside.write_text(json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
         except OSError as e:
             raise ResourceError(f"cannot write {self.folder}: {e.strerror or e}") from e
-        except ValueError as e:
-            raise DataError(f"{stated}: damaged ({e}); remove the folder {self.folder}") from None
 
     def path(self, start: int, end: int) -> Path:
         """Return the file of a chunk."""
@@ -267,19 +284,13 @@ class Store:
         Raises:
             ResourceError: the disk refuses.
         """
+        self.open()
         path = self.path(start, end)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        arrays = {"pixels": chunk.pixels, "labels": chunk.labels, "seconds": chunk.seconds}
         try:
-            with open(aside, "wb") as file:
-                np.savez(
-                    file, pixels=chunk.pixels, labels=chunk.labels, seconds=chunk.seconds,
-                    cell=self.id,
-                )  # fmt: skip
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            with replacing(path, sync=True) as aside:
+                np.savez(aside, **arrays, cell=self.id)
         except OSError as e:
-            aside.unlink(missing_ok=True)
             raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
 
     def read(self, start: int, end: int) -> Chunk | None:
@@ -302,17 +313,6 @@ def loaded(path: Path) -> dict[str, NDArray[Any]]:
             return dict(arrays)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
-
-
-def replaced(path: Path, content: bytes) -> None:
-    """Write a file under another name and rename it to its place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def passes(stores: Sequence[Store], n: int) -> list[list[tuple[int, int, int]]]:

@@ -9,16 +9,15 @@ import hashlib
 import html
 import io
 import math
-import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fewstep.errors import ResourceError, UsageError, suggest
+from fewstep.files import replacing
 from fewstep.report import results, spec, table
 from fewstep.report.results import Line
 
@@ -92,15 +91,11 @@ def png(lines: Sequence[Line], figure: str, path: Path) -> None:
         ResourceError: the disk refuses.
     """
     content = _render(lines, figure, FILE, "png")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_bytes(content)
     except OSError as e:
         raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            aside.unlink()
 
 
 def _render(lines: Sequence[Line], figure: str, place: Place, form: str) -> bytes:

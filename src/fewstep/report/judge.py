@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep import metrics
-from fewstep.data import Images, check_classes
+from fewstep.data import Images
 from fewstep.errors import DataError, UsageError, suggest
 from fewstep.metrics import Extractor, Features, Figure, Reference, Split
 from fewstep.metrics.moments import WIDEST
@@ -103,6 +103,52 @@ class Reals:
         """The class names."""
         return self.train.classes
 
+    def check(self, shape: tuple[int, ...], classes: tuple[str, ...], name: str) -> None:
+        """Refuse images that these cannot judge.
+
+        Classes that are mere numbers, as labels in an array are, stand for those of the same
+        index.
+
+        Args:
+            shape: (C, H, W) of the images.
+            classes: their class names; () without labels.
+            name: what to call them.
+
+        Raises:
+            DataError: other channels, another size, other classes; too few real images.
+        """
+        for part in (self.train, self.held_out):
+            if part is not None and len(part) < LEAST:
+                raise DataError(
+                    f"{part.name}: {len(part)} real images are too few to judge with; at least "
+                    f"{LEAST} are needed"
+                )
+        if tuple(shape) != self.train.shape:
+            (c, h, w), (rc, rh, rw) = shape, self.train.shape
+            raise DataError(
+                f"{name} has images of {c}x{h}x{w} (channels x height x width), the real images "
+                f"of {self.name} are {rc}x{rh}x{rw}: measure against images of one shape"
+            )
+        numbers = tuple(str(i) for i in range(len(classes)))
+        by_index = classes == numbers and len(classes) <= len(self.classes)
+        if classes and self.classes and classes != self.classes and not by_index:
+            missing, new = (
+                ", ".join([c for c in a if c not in b][:5]) or "none"
+                for a, b in ((self.classes, classes), (classes, self.classes))
+            )
+            raise DataError(
+                f"{name} has other classes than the real images of {self.name} (missing: "
+                f"{missing}; new: {new}; {len(classes)} and {len(self.classes)} in all) or has "
+                "them in another order: give real images of the same classes"
+            )
+
+    def counts(self, against: str) -> tuple[int, ...]:
+        """Return how many images of each class the reference holds; () without classes."""
+        if not self.classes:
+            return ()
+        labels = self.parts(against)[1].labels
+        return tuple(np.bincount(labels, minlength=len(self.classes)).tolist())
+
     def pixels(self, ids: Iterable[int]) -> Tensor:
         """Return single training images, uint8, shape (len(ids), C, H, W)."""
         return torch.from_numpy(np.stack([self.train.pixels[i] for i in ids]))
@@ -142,19 +188,11 @@ class Judge:
         reals: the real images.
         extractors: in the order of `rules.extractors`.
 
-    Raises:
-        DataError: too few real images.
     """
 
     def __init__(self, rules: Protocol, reals: Reals, extractors: list[Extractor]) -> None:
         self.rules, self.reals, self.extractors = rules, reals, extractors
         self.split, real, other = reals.parts(rules.against)
-        for part in (real, other):
-            if part is not None and len(part) < LEAST:
-                raise DataError(
-                    f"{part.name}: {len(part)} real images are too few to judge with; at least "
-                    f"{LEAST} are needed"
-                )
         self.real = real
         self._references = {
             e.name: Reference(e, _split(e, real), None if other is None else _split(e, other))
@@ -179,21 +217,6 @@ class Judge:
             "parameters": PARAMETERS,
         }
 
-    def check(self, shape: tuple[int, ...], classes: tuple[str, ...], name: str) -> None:
-        """Refuse images that these real ones cannot judge.
-
-        Raises:
-            DataError: other channels, another size, or another class map.
-        """
-        if tuple(shape) != self.real.shape:
-            (c, h, w), (rc, rh, rw) = shape, self.real.shape
-            raise DataError(
-                f"{name} makes images of {c}x{h}x{w} (channels x height x width), the real images "
-                f"of {self.reals.name} are {rc}x{rh}x{rw}: measure against images of one shape"
-            )
-        if classes and self.reals.classes:
-            check_classes(classes, self.reals.classes, self.reals.name)
-
     def notes(self) -> list[str]:
         """Return what must be said beside the figures, one sentence each."""
         few = (
@@ -203,13 +226,6 @@ class Judge:
         said = [few] if self.rules.n < FEW else []
         said += [line for r in self._references.values() for line in r.notes(self.rules.n)]
         return list(dict.fromkeys(said))
-
-    def counts(self) -> tuple[int, ...]:
-        """Return how many images of each class the reference holds; () without classes."""
-        if not self.reals.classes:
-            return ()
-        counts = np.bincount(self.real.labels, minlength=len(self.reals.classes))
-        return tuple(int(c) for c in counts)
 
     def figures(self, features: Mapping[str, Features], labels: Tensor | None) -> list[Figure]:
         """Return the figures of generated images.
@@ -230,10 +246,10 @@ class Judge:
                 found += metrics.label_figures(reference, made, self._unseen(e))
         return found
 
-    def _unseen(self, extractor: Extractor) -> Split:
-        """Return real images that the classifier was not trained on, if there are any."""
+    def _unseen(self, extractor: Extractor) -> Split | None:
+        """Return real images that the classifier was not trained on, or None."""
         held_out = self.reals.held_out
-        return _split(extractor, self.reals.train if held_out is None else held_out)
+        return None if held_out is None else _split(extractor, held_out)
 
     def verdict(self, features: Mapping[str, Features], labels: Tensor | None) -> Verdict:
         """Return everything: figures, confusion, classes one by one, and copies.

@@ -22,6 +22,7 @@ from torch import Tensor
 from fewstep.data import Images, cache
 from fewstep.data.images import shown_name
 from fewstep.errors import ResourceError
+from fewstep.files import replacing
 from fewstep.metrics import Extractor, Features
 from fewstep.report.cells import loaded
 
@@ -144,14 +145,14 @@ def _write(folder: Path, stem: str, pieces: Iterator[Features]) -> Features:
         for part, (rows, width) in shapes.items():
             path = folder / f"{stem}.{part}.npy"
             array = np.memmap(raw[part], dtype=np.float32, mode="r", shape=(rows, width))
-            with _replacing(path) as aside:
+            with replacing(path) as aside:
                 np.save(aside, array, allow_pickle=False)
             with open(path, "rb") as file:
                 digests[part] = hashlib.file_digest(file, "sha256").hexdigest()
     finally:
         for path in raw.values():
             path.unlink(missing_ok=True)
-    with _replacing(folder / f"{stem}.json") as aside:
+    with replacing(folder / f"{stem}.json") as aside:
         aside.write_text(json.dumps({"format": 1, "sha256": digests}))
     stored = _read(folder, stem)
     if stored is None:
@@ -178,18 +179,6 @@ def _spill(
                 rows = shapes.get(part, (0, 0))[0] + len(tensor)
                 shapes[part] = (rows, tensor.shape[1])
     return shapes
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside a file, of the same ending; rename it to the file if all is well."""
-    aside = path.with_name(f".{os.getpid()}.part.{path.name}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def chunk_features(
@@ -219,8 +208,8 @@ def chunk_features(
     if made.logits is not None:
         arrays["logits"] = made.logits.numpy()
     try:
-        path.parent.mkdir(exist_ok=True)
-        with _replacing(path) as aside:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
             np.savez(aside, **arrays)
     except OSError as e:
         raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e

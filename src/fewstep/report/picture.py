@@ -6,13 +6,12 @@ holds strict JSON. The same images and settings give the same bytes.
 """
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import ResourceError, UsageError
+from fewstep.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,16 +74,11 @@ def save(image: "Image.Image", path: Path, settings: Mapping[str, Any]) -> None:
     # ASCII, so that the entry is a tEXt chunk whatever the class names are.
     info.add_text(KEY, json.dumps(settings, allow_nan=False, sort_keys=True))
     check_parent(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(aside, "wb") as file:
+        with replacing(path) as aside, open(aside, "wb") as file:
             image.save(file, format="PNG", pnginfo=info)
-        os.replace(aside, path)
     except OSError as e:
         raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        with suppress(OSError):
-            aside.unlink()
 
 
 def check_parent(path: Path) -> None:

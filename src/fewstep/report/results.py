@@ -9,7 +9,6 @@ is how unlike FIDs get into one table everywhere else.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.errors import DataError, NumericError, ResourceError, UsageError
+from fewstep.files import replacing
 from fewstep.metrics.figures import Figure
 
 FORMAT = 1
@@ -112,12 +112,10 @@ def save(path: Path, lines: Sequence[Line]) -> None:
                 raise NumericError(f'"{line.title}": {f.name} is not finite; nothing was written')
     plain = [line.plain() for line in lines]
     whole = {"what": WHAT, "format": FORMAT, "sha256": _digest(plain), "lines": plain}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_text(json.dumps(whole, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_text(json.dumps(whole, allow_nan=False, indent=1) + "\n", "utf-8")
     except OSError as e:
-        aside.unlink(missing_ok=True)
         raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
 
 

@@ -50,6 +50,24 @@ class Given:
         return Chunk(np.asarray(self.images.pixels[ids]), labels.astype(np.int64), 0.0)
 
 
+class Subject(NamedTuple):
+    """A model that is to be measured.
+
+    Attributes:
+        model: in evaluation mode, on the device that samples.
+        name: what to call it.
+        weights: SHA-256 of its weights.
+        labels: which classes are asked for.
+        seed: image i draws its noise from seed + i.
+    """
+
+    model: Model
+    name: str
+    weights: str
+    labels: Labels
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class Item:
     """One row of the work.
@@ -75,12 +93,24 @@ class Item:
     maker: Maker | Given
 
     @classmethod
-    def of_cell(cls, row: Row, cell: Cell, root: Path, batch_size: int | None = None) -> "Item":
+    def of_row(
+        cls, row: Row, subject: Subject, root: Path, batch_size: int | None = None
+    ) -> "Item":
         """Return the item of a model sampled in one way.
+
+        Args:
+            row: the settings.
+            subject: the model.
+            root: folder of all cells.
+            batch_size: images at once; None decides by their size.
 
         Raises:
             UsageError: settings that this model cannot follow.
         """
+        cell = Cell(
+            subject.model, subject.name, subject.weights, row.sampling, row.process,
+            subject.labels, subject.seed,
+        )  # fmt: skip
         maker = Maker(cell, batch_size)
         store = Store(root, cell.id, cell.identity())
         return cls(
@@ -170,6 +200,7 @@ class Work:
         if isinstance(item.maker, Maker) and not item.store.path(start, end).exists():
             chunk = item.maker.make(start, end, tick)
             item.store.write(start, end, chunk)
+        item.store.open()
         for e in self.judge.extractors:
             if kept.chunk_features(e, item.store.folder, (start, end), None) is None:
                 chunk = chunk or self._whole(item, start, end)
@@ -289,24 +320,6 @@ class Work:
         else:
             labels = item.maker.chunk(0, n).labels
         return torch.from_numpy(labels) if n and labels[0] >= 0 else None
-
-
-def cell(row: Row, found: tuple[Model, str, str], judge: Judge, seed: int = 0) -> Cell:
-    """Return the cell of a row.
-
-    Args:
-        row: the settings.
-        found: the model in evaluation mode, its name, the SHA-256 of its weights.
-        judge: decides which classes are asked for.
-        seed: image i draws its noise from seed + i.
-
-    Raises:
-        DataError: the judge's images are of another shape or have other classes.
-    """
-    model, name, weights = found
-    judge.check(model.shape, model.classes, name)
-    labels = Labels(judge.counts() if model.classes else ())
-    return Cell(model, name, weights, row.sampling, row.process, labels, seed)
 
 
 def _device(device: torch.device) -> str:

@@ -8,7 +8,6 @@ Inside: `Metrics` (writer), `read`, `truncate` (before a resume), `Progress`.
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from fewstep.errors import ResourceError
+from fewstep.files import replacing
 
 
 class Metrics:
@@ -68,11 +68,10 @@ def truncate(path: Path | str, step: int) -> None:
     path = Path(path)
     if not path.is_file():
         return
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         kept = [r for r in read(path) if r["step"] <= step]
-        aside.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in kept))
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            aside.write_bytes(b"".join(json.dumps(r).encode() + b"\n" for r in kept))
     except OSError as e:
         raise ResourceError(f"{path}: {e.strerror}; make room and run again") from e
 

@@ -1,0 +1,158 @@
+"""Work that can be watched and stopped: sampling under a meter.
+
+Images and their features are made chunk by chunk; SIGTERM and Ctrl-C leave after the step at
+hand, with every finished chunk on disk, and the same command goes on from there. Under torchrun,
+or with --shard, each process takes its part of the chunks; they share nothing but the folder.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli import console
+from fewstep.errors import DataError, Interrupted, Preempted
+
+if TYPE_CHECKING:
+    from fewstep.report.results import Line
+    from fewstep.report.work import Work
+
+_EVERY = 15.0  # seconds between lines where there is no terminal
+_LOOK = 0.1  # share of the time that early tables may take
+
+
+class Meter:
+    """Say how far the work is and how long it will take.
+
+    Args:
+        total: network evaluations to be made.
+        what: to say before it.
+    """
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.done, self.what = max(total, 1), 0, what
+        self.wanted, self.where = 0, ""
+        self._size = 0
+        self._began = self._said = time.monotonic()
+        self._bar = _bar() if console.rank() == 0 and sys.stderr.isatty() else None
+        self._task = None if self._bar is None else self._bar.add_task(what, total=self.total)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Meter":
+        """Begin, and hold the signals."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave terminal and signals as they were."""
+        if self._bar is not None:
+            self._bar.stop()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.wanted = number
+
+    def chunk(self, evaluations: int, where: str) -> None:
+        """Tell that a chunk of so many evaluations begins."""
+        self._size, self.where = evaluations, where
+
+    def tick(self, done: int, total: int) -> None:
+        """Tell that `done` of `total` steps of the chunk are done; stop here if told to.
+
+        Raises:
+            Preempted: SIGTERM.
+            Interrupted: Ctrl-C.
+        """
+        self.stop()
+        now, at = time.monotonic(), self.done + self._size * done / total
+        if done == total:
+            self.done += self._size
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=at, description=self.where)
+        elif now - self._said >= _EVERY:
+            from fewstep.train.log import clock
+
+            self._said, left = now, (self.total - at) / max(at, 1) * (now - self._began)
+            console.note(
+                f"  {100 * at / self.total:.0f} %  {self.where}  "
+                f"{at / (now - self._began):,.0f} evaluations/s  ETA {clock(left)}"
+            )
+
+    def stop(self) -> None:
+        """Leave if a signal has come."""
+        if self.wanted:
+            kind = Interrupted if self.wanted == signal.SIGINT else Preempted
+            name = signal.Signals(self.wanted).name
+            raise kind(f"{name}: what is finished is kept; the same command goes on from there")
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def do(work: "Work", early: "Callable[[list[Line], int], None] | None" = None) -> None:
+    """Make what is missing of the work, with early tables if someone wants them.
+
+    Args:
+        work: items, judge and share.
+        early: given lines on the images made so far, and how many images those are.
+    """
+    made, looked, cost = time.monotonic(), 0.0, work.cost()
+    with Meter(cost, "sampling") as meter:
+        for done in work.make(meter.chunk, meter.tick):
+            meter.stop()
+            whole = done.images >= work.n
+            spent = time.monotonic() - made
+            if early is None or not cost or not done.last or whole or done.images < 50:
+                continue
+            if done.turn and looked > _LOOK * spent:
+                continue
+            began = time.monotonic()
+            early([work.line(item, done.images) for item in work.items], done.images)
+            looked += time.monotonic() - began
+
+
+def wait(work: "Work", seconds: float = 7 * 86400) -> None:
+    """Wait until the other processes of this torchrun have made their chunks.
+
+    Raises:
+        DataError: they have not after all this time.
+    """
+    until, said = time.monotonic() + seconds, 0.0
+    while work.missing():
+        if time.monotonic() > until:
+            raise DataError("other processes did not finish their chunks; run the command again")
+        if time.monotonic() - said > _EVERY:
+            said = time.monotonic()
+            console.note(f"  waiting for {len(work.missing())} chunks of other processes")
+        time.sleep(0.2)
+
+
+def complete(work: "Work", again: str) -> None:
+    """Refuse a merge while chunks are missing.
+
+    Raises:
+        DataError: some are; names the first.
+    """
+    missing = work.missing()
+    if missing:
+        item, start, end = missing[0]
+        raise DataError(
+            f"--merge: {len(missing)} chunks are missing, the first is images {start}..{end - 1} "
+            f"of {item.title} ({item.store.folder}); make them with --shard I/K, or run the same "
+            f"command without --merge: {again}"
+        )
