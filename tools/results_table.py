@@ -19,9 +19,16 @@ FIGURES = ("accuracy", "FD-pixels")
 
 
 def short(lines: list[Line]) -> str:
-    """Return lines as a short Markdown table; speed as a ratio to the slowest row of the run."""
-    results.same_protocol(lines)
+    """Return lines as short Markdown tables, one for each protocol.
+
+    Speed is a ratio to the slowest row of the run.
+    """
     slowest = max(line.seconds for line in lines)
+    return "\n\n".join(_short(group, slowest) for group in results.by_protocol(lines))
+
+
+def _short(lines: list[Line], slowest: float) -> str:
+    """Return lines of one protocol as a short Markdown table."""
     heads = ["", "steps", "network evaluations", "images", "speed", *FIGURES, "real images"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for line in lines:

@@ -135,7 +135,8 @@ def test_pickles_are_refused(capsys, command):
 
 def test_too_few_images(capsys):
     np.save("few.npy", pixels(5))
-    bad(capsys, 3, ["few.npy: 5 images", "at least 20"], "evaluate", "few.npy", "--data", "real.npy")
+    said = ["few.npy: 5 images", "at least 20"]
+    bad(capsys, 3, said, "evaluate", "few.npy", "--data", "real.npy")
     untrained("m")
     few = ["--data", "real.npy", "-n", "5"]
     bad(capsys, 2, ["-n 5", "too few", "at least 20"], "evaluate", "made.npy", *few)
@@ -173,7 +174,7 @@ def test_another_class_map(capsys):
     bad(capsys, 3, ["classes", "another order"], "evaluate", "turned", *data)
     last = pixels(40).transpose(0, 2, 3, 1)
     np.savez("labelled.npz", arr_0=last, arr_1=np.arange(40) % 2)
-    assert call(capsys, "evaluate", "labelled.npz", *data)[0] == 0  # numbers stand for indices
+    assert call(capsys, "evaluate", "labelled.npz", *data)[0] == 0
     np.savez("third.npz", arr_0=last, arr_1=np.arange(40) % 3)
     bad(capsys, 3, ["third.npz", "new: 0, 1, 2"], "evaluate", "third.npz", *data)
     np.savez("wrong.npz", arr_0=last, arr_1=np.arange(39))
@@ -330,16 +331,8 @@ def test_folder_inside_the_real_images(capsys):
 
 def test_folder_that_cannot_be_made(capsys):
     untrained("m")
-    bad(
-        capsys,
-        6,
-        ["made.npy/out", "Not a directory"],
-        "evaluate",
-        "m",
-        *REAL,
-        "-o",
-        "made.npy/out",
-    )
+    words = ["evaluate", "m", *REAL, "-o", "made.npy/out"]
+    bad(capsys, 6, ["made.npy/out", "Not a directory"], *words)
 
 
 def test_merge_before_all_parts_are_made(capsys):
@@ -369,7 +362,6 @@ def test_folder_with_images_made_in_another_way(capsys):
     bad(capsys, 3, [stated.parent, "cannot be read", "remove"], *words)
 
 
-# ------------------------------------------------------------------------------ results
 def test_results_of_other_protocols_share_no_table(capsys):
     for n, out in (("40", "a"), ("30", "b")):
         words = ["--data", "real.npy", "-n", n, "-o", out]

@@ -137,7 +137,7 @@ def compare(  # budget: table
     if not merge:
         judged.made(place)
         console.note(f"folder: {place}; {len(items)} rows of {work.n} images")
-        meter.do(work, _early if shard is None else None)
+        meter.do(work, _early if part == (0, 1) else None)
     if shard is not None:
         judged.part_done(shard, again)
         return

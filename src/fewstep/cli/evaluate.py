@@ -5,6 +5,7 @@ PNG files, an npz file in the format of ADM's evaluation batches, an npy or a sa
 number comes without its interval, the same number of real images, and its protocol.
 """
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -133,7 +134,7 @@ def evaluate(  # budget: table
     if not merge:
         judged.made(place)
         console.note(f"folder: {place}")
-        meter.do(work, _early if shard is None else None)
+        meter.do(work, _early if part == (0, 1) else None)
     if shard is not None:
         judged.part_done(shard, again)
         return
@@ -220,7 +221,8 @@ def _finish(work: "Work", item: "Item", word: str, place: Path, form: str) -> No
     from fewstep.report import page, results, sections
 
     line, verdict = work.verdict(item)
-    stem = f"{item.store.id}-{work.judge.rules.name}-n{work.n}"
+    terms = hashlib.sha256(json.dumps(line.protocol, sort_keys=True).encode()).hexdigest()
+    stem = f"{item.store.id}-{work.judge.rules.name}-n{work.n}-{terms[:8]}"
     results.save(place / f"{stem}.json", [line])
     reals = work.judge.reals
     parts = sections.measured([line])

@@ -12,6 +12,7 @@ import hashlib
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,6 +122,7 @@ class Cell:
         """Return what decides the images, as JSON values."""
         return {
             "weights": self.weights,
+            "denoiser": self.model.denoiser.describe(),
             "sampling": asdict(self.sampling),
             "process": None if self.process is None else self.process.describe(),
             "labels": list(self.labels.counts) if "reference" in self.labels.rule else None,
@@ -311,7 +313,9 @@ def loaded(path: Path) -> dict[str, NDArray[Any]]:
         # opened here: numpy leaves the file open when its content is damaged
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return {}
+    except (NotImplementedError, RuntimeError):  # of zipfile: flags that say packed or encrypted
         return {}
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.data import Images
@@ -45,9 +46,15 @@ class Given:
 
     def chunk(self, start: int, end: int) -> Chunk:
         """Return the images start .. end - 1."""
+        pixels = np.asarray(self.images.pixels[self.ids[start:end]])
+        return Chunk(pixels, self.labels(start, end), 0.0)
+
+    def labels(self, start: int, end: int) -> NDArray[np.int64]:
+        """Return the labels of images start .. end - 1; -1 without classes."""
         ids = self.ids[start:end]
-        labels = self.images.labels[ids] if self.images.classes else np.full(len(ids), -1)
-        return Chunk(np.asarray(self.images.pixels[ids]), labels.astype(np.int64), 0.0)
+        if not self.images.classes:
+            return np.full(len(ids), -1, dtype=np.int64)
+        return self.images.labels[ids]
 
 
 class Subject(NamedTuple):
@@ -318,7 +325,7 @@ class Work:
         if isinstance(item.maker, Maker):
             labels = item.maker.cell.labels.first(n)
         else:
-            labels = item.maker.chunk(0, n).labels
+            labels = item.maker.labels(0, n)
         return torch.from_numpy(labels) if n and labels[0] >= 0 else None
 
 
