@@ -123,7 +123,7 @@ def compare(  # budget: table
     rules = judged.rules(protocol, number, inception, precision)
     rows = [_rows(f, samplers, preset, spacing) for f in found]
     reals = judged.reals(data, found[0])
-    base = judged.folder(out or _default(found), data)
+    base = judged.folder(out or _default(found), data or judged.own(found[0])[0])
     items = []
     for f, ways in zip(found, rows, strict=True):
         subject = judged.subject(f, reals, rules, seed, device)

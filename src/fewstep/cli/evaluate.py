@@ -167,7 +167,7 @@ def _model(  # budget: table
     preset = sampling.changed(found.model.sampling, changes)
     sampling.plan(found.model, preset)  # refuses settings before any data are read
     reals = judged.reals(data, found)
-    place = judged.folder(out or default_folder(found), data)
+    place = judged.folder(out or default_folder(found), data or judged.own(found)[0])
     subject = judged.subject(found, reals, rules, seed, device)
     row = Row(f"{found.name}, {preset.sampler} {preset.steps}", preset)
     return reals, Item.of_row(row, subject, place / "samples", batch), place

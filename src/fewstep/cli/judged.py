@@ -60,8 +60,8 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     from fewstep import data as door
     from fewstep.report.judge import Reals
 
-    own, options = _own_data(found)
-    data = data or own
+    theirs, options = own(found)
+    data = data or theirs
     if data is None:
         raise UsageError(
             "which real images to measure against is not known: give --data PATH (a folder, an "
@@ -74,7 +74,7 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     return Reals(train.name, train, held_out if len(held_out) else None)
 
 
-def _own_data(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
+def own(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
     """Return the data a model was trained on, if it says so, and how they were read."""
     from fewstep.recipes import load
 

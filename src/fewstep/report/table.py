@@ -136,12 +136,15 @@ def notes(lines: Sequence[Line]) -> list[str]:
     """Return what a reader of a table of these lines must know, a sentence each."""
     said = ["+-: half of the 95 % interval over other samples of the same model"]
     if any(f.real is not None for line in lines for f in line.figures):
-        text = f"{_REAL}: real against real, as many as the N of the row"
+        text = f"{_REAL}: real against real, as many as the N of the row where there are"
         every = [f for line in lines for f in line.figures]
         biased = [f for f in every if kind(f.name) == "FD" and f.real_n]
         fewest = min((f.real_n for f in biased), default=0)
         if biased and fewest < max(line.images for line in lines):
-            text += f" (distances of {fewest} scaled to N by the law of their bias)"
+            text += (
+                f", {fewest} images: distances scaled to N by the law of their bias, all else as "
+                "measured"
+            )
         said.append(text)
     if any(line.nfe for line in lines):
         said.append("NFE: network evaluations per image; images/s: on this machine after warm-up")
