@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import fewstep
-from fewstep.cli import console, demo
+from fewstep.cli import console, demo, judged
 from fewstep.recipes import read
 from tests.system.cli_runs import TINY, call, checkpoints, copy, process, refused, train_tiny
 
@@ -337,16 +337,16 @@ def test_a_folder_called_digits_is_in_nobodys_way(capsys):
 
 def test_the_demo_trains_beside_a_folder_called_digits(folder):
     images("digits", names=("a", "b"), count=12)
-    model = demo._train(Path("a run"), 1, 0)
-    assert model.classes == tuple("0123456789")
+    found = demo._train(Path("a run"), 1, 0)
+    assert found.model.classes == tuple("0123456789")
     code = (folder / "a run" / "config.yaml").read_text()
     assert "path: digits\n" in code
 
 
 def test_the_demo_says_first_what_it_lacks(capsys, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(judged.importlib.util, "find_spec", lambda name: None)
     answer = call(capsys, "demo", "--out", "demo")
-    refused(answer, 2, "torch_fidelity and matplotlib", "pip install 'fewstep[eval,report]'")
+    refused(answer, 2, "torch-fidelity and matplotlib", "pip install 'fewstep[eval,report]'")
     assert list(Path.cwd().iterdir()) == []
 
 

@@ -7,6 +7,7 @@ usage: python zygote.py saver|trainer|signal FOLDER [NUMBER]
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ import toy  # beside this file
 from fewstep.errors import FewstepError
 from fewstep.train import checkpoint
 
+_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 ERRORS = Path(sys.argv[2]) / "stderr"
 
 
@@ -87,22 +89,32 @@ def trainer(run: Path, kills: int) -> dict[str, object]:
     random.seed(1)
     steps = 80
     whole = run.parent / "whole"
-    began = time.monotonic()
     assert code(fork(lambda: toy.train(whole, steps, checkpoint_every=2))) == 0
-    share = (time.monotonic() - began) / kills
     killed, found = 0, []
     while killed < kills:
+        # the kill comes at a random moment after a point of the run, so that no machine is too
+        # slow or too fast for it; a run that ended before its kill is begun anew
+        point = 7 * killed + random.randint(0, 7)
         pid = fork(lambda: toy.train(run, steps, checkpoint_every=2))
-        time.sleep(random.uniform(0.2, 2.0) * share)
+        while _at(run) < point and os.waitid(os.P_PID, pid, _LOOK) is None:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05))
         os.kill(pid, signal.SIGKILL)
-        killed += code(pid) == -signal.SIGKILL
-        newest = checkpoint.newest(run)
-        found.append(0 if newest is None else int(newest.name[5:]))
+        if code(pid) == -signal.SIGKILL:
+            killed += 1
+            found.append(_at(run))
+        else:
+            shutil.rmtree(run)
     ended = code(fork(lambda: toy.train(run, steps, checkpoint_every=2)))
     names = ("weights.safetensors", "train.safetensors")
     last = f"checkpoints/step-{steps:08d}"
     same = [(run / last / n).read_bytes() == (whole / last / n).read_bytes() for n in names]
     return {"killed": killed, "found": found, "ended": ended, "same": same}
+
+
+def _at(run: Path) -> int:
+    """Return the step of the newest checkpoint, whole or not; 0 if there is none."""
+    return max([0, *(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*"))])
 
 
 def signalled(run: Path, _: int) -> dict[str, object]:

@@ -109,8 +109,9 @@ def sources(path: str | Path, *, allow_empty_class: bool = False) -> list[Source
     try:
         is_folder, exists = root.is_dir(), root.exists()
     except (OSError, ValueError) as error:  # a name too long, or with a zero byte
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"{shown_name(path)[:200]} is no path ({error}); give {_ACCEPTED}"
+            f"{shown_name(path)[:200]} is no path ({reason}); give {_ACCEPTED}"
         ) from None
     if not exists:
         raise _missing(root)

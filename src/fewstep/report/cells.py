@@ -10,6 +10,7 @@ them, and the same i shows the same noise in every cell.
 
 import hashlib
 import json
+import platform
 import time
 import zipfile
 import zlib
@@ -29,6 +30,7 @@ from fewstep.files import replacing
 from fewstep.model import Model, Sampling
 from fewstep.process import Process
 from fewstep.sampling import Plan
+from fewstep.train.sealed import versions
 
 CHUNK = 250
 """Images in a file."""
@@ -46,11 +48,13 @@ class Chunk(NamedTuple):
         pixels: uint8, shape (B, C, H, W).
         labels: class asked for, int64, shape (B,); -1 = none.
         seconds: of sampling, without warm-up and writing; 0 for images made elsewhere.
+        maker: what sampled them: device, threads, versions; "" for images made elsewhere.
     """
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
     seconds: float
+    maker: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Labels:
         """Return the labels of images 0 .. n - 1; a longer list begins with a shorter one.
 
         >>> Labels((30, 10)).first(8).tolist()
-        [0, 1, 0, 0, 0, 1, 0, 0]
+        [0, 0, 1, 0, 0, 0, 1, 0]
         """
         if not self.counts:
             return np.full(n, -1, dtype=np.int64)
@@ -207,7 +211,7 @@ class Maker:
                 f"{start + bad} is not finite; lower the guidance scale or take another sampler; "
                 "nothing of this chunk was kept"
             )
-        return Chunk(sampling.to_uint8(x).numpy(), asked, seconds)
+        return Chunk(sampling.to_uint8(x).numpy(), asked, seconds, _maker(device))
 
     def _warm_up(self, size: int, cond: torch.Tensor | None) -> None:
         """Call the network once: the first call for a shape prepares its kernels."""
@@ -217,6 +221,15 @@ class Maker:
             start = torch.zeros(size, *self.cell.model.shape, device=device)
             self.plan.denoiser(start, float(self.plan.times[0]), some).x0.sum().item()
         self._warm.add(size)
+
+
+def _maker(device: torch.device) -> str:
+    """Return what samples here, in words: device, threads, versions."""
+    what = device.type if device.type != "cuda" else torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        what = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    found = versions()
+    return f"{what}; torch {found['torch']}, fewstep {found.get('fewstep', 'unknown')}"
 
 
 def ranges(n: int) -> list[tuple[int, int]]:
@@ -288,10 +301,9 @@ class Store:
         """
         self.open()
         path = self.path(start, end)
-        arrays = {"pixels": chunk.pixels, "labels": chunk.labels, "seconds": chunk.seconds}
         try:
             with replacing(path, sync=True) as aside:
-                np.savez(aside, **arrays, cell=self.id)
+                np.savez(aside, **chunk._asdict(), cell=self.id)
         except OSError as e:
             raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
 
@@ -299,10 +311,10 @@ class Store:
         """Return a chunk, or None, and the file removed, if it is damaged."""
         path = self.path(start, end)
         arrays = loaded(path)
-        if {"pixels", "labels", "seconds", "cell"} <= set(arrays):
-            whole = Chunk(arrays["pixels"], arrays["labels"], float(arrays["seconds"]))
-            if str(arrays["cell"]) == self.id and len(whole.pixels) == end - start:
-                return whole
+        if {*Chunk._fields, "cell"} <= set(arrays):
+            pixels, labels, seconds = (arrays[k] for k in ("pixels", "labels", "seconds"))
+            if str(arrays["cell"]) == self.id and len(pixels) == end - start:
+                return Chunk(pixels, labels, float(seconds), str(arrays["maker"]))
         path.unlink(missing_ok=True)
         return None
 
