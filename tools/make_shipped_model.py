@@ -22,7 +22,7 @@ from fewstep.metrics import Figure
 from fewstep.model import Model, parameter_count
 from fewstep.report import spec
 from fewstep.report.cells import Labels
-from fewstep.report.judge import Reals, protocol, summon
+from fewstep.report.judge import Judge, Reals, extractors, protocol
 from fewstep.report.results import Line
 from fewstep.report.work import Item, Subject, Work
 from fewstep.train.checkpoint import load_model, save_model
@@ -90,7 +90,8 @@ def _figure(line: Line, name: str) -> Figure:
 
 def _figures(model: Model) -> list[Line]:
     """Measure what the package promises, and what is beside it."""
-    judge = summon(protocol("small-1k"), Reals("digits", *data.digits()))
+    rules, reals = protocol("small-1k"), Reals("digits", *data.digits())
+    judge = Judge(rules, reals, extractors(rules, reals))
     ways = "ddim:20:scale=2,ddim:50,ddim:10,dpmpp:5"
     rows = spec.parse(ways, dataclasses.replace(model.sampling, guidance_scale=1.0))
     with tempfile.TemporaryDirectory() as place:

@@ -148,9 +148,16 @@ def test_too_few_real_images(capsys):
     np.save("few.npy", pixels(5))
     named = ["few.npy", "5 real images", "at least 20"]
     bad(capsys, 3, named, "evaluate", "made.npy", "--data", "few.npy", "-n", "40")
+    class_folders("few", "ab", 8)
+    bad(capsys, 3, ["few", "at least 20"], "evaluate", "made.npy", "--data", "few", "-n", "40")
+
+
+def test_a_small_held_out_part_is_left_out_and_it_is_said(capsys):
     class_folders("few", "ab", 30)
-    named = ["few (held out)", "6 real images"]
-    bad(capsys, 3, named, "evaluate", "made.npy", "--data", "few", "-n", "40")
+    code, out, err = call(capsys, "evaluate", "made.npy", "--data", "few", "-n", "40", "-o", "out")
+    assert code == 0, err
+    assert "warning: 6 held-out images are too few" in err
+    assert "54 images" in out
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 8), (1, 16)])
@@ -380,8 +387,7 @@ def test_results_of_other_protocols_share_no_table(capsys):
 
 def test_results_that_are_none(capsys):
     assert call(capsys, "evaluate", "made.npy", *REAL, "-o", "a")[0] == 0
-    (a,) = Path("a").glob("*.json")
-    whole = json.loads(a.read_text())
+    whole = json.loads(next(Path("a").glob("*.json")).read_text())
     whole["lines"][0]["figures"][0]["value"] = 0.0
     for name, content, said in (
         ("edited.json", json.dumps(whole), "changed after it was written"),

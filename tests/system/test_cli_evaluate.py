@@ -47,7 +47,7 @@ def test_evaluate_prints_numbers_with_all_they_depend_on(run, capsys) -> None:
         "diversity", "copy rate", "95 % interval", "real images", "protocol small-2k: 60 images",
         "rounded", "weights", "reference: digits, held out, 450 images", "sampler ddim", "eta 0",
         "spacing even", "guidance_scale 2", "8 network evaluations", "image i: 0 + i", "torch ",
-        "torch-fidelity", "machine",
+        "torch-fidelity", "sampled on",
     ):  # fmt: skip
         assert word in out, word
     assert not re.search(r"\bFID\b|\bKID\b", out)
@@ -68,6 +68,8 @@ def test_evaluate_again_makes_nothing_and_says_the_same(run, capsys) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path("e").rglob("*.npz")} == made
     value = json.loads(first[1])
     assert value["protocol"]["n"] == value["images"] == 60
+    assert len(value["detail"]["per_class"]) == 10
+    assert np.array(value["detail"]["confusion"]).sum(1).tolist() == [6] * 10
 
 
 def test_a_killed_evaluation_goes_on(run, capsys) -> None:
@@ -103,16 +105,27 @@ def test_a_signal_keeps_what_is_finished(run, number, code) -> None:
     assert "Traceback" not in err
 
 
-def test_shards_and_merge_are_one_process(run, capsys) -> None:
-    """Two parts in either order, then --merge: the numbers of one process to 1e-6."""
+def test_shards_and_merge_are_one_process(run, capsys, monkeypatch) -> None:
+    """Two parts in either order, then --merge: the numbers of one process to 1e-6.
+
+    Each in a cache of its own, as on machines that share nothing but the folder: the judge's
+    classifier is that of the first, and --merge asks for images alone.
+    """
     words = ("evaluate", run, "-n", "600", "-o")
     assert call(capsys, *words, "one")[0] == 0
     for part in ("2/2", "1/2"):
         refused(call(capsys, *words, "parts", "--merge"), 3, "--merge", "missing", "--shard")
+        assert Path("parts").exists() == (part == "1/2")
+        monkeypatch.setenv("FEWSTEP_CACHE", str(Path(f"cache {part[0]}").resolve()))
         code, out, _ = call(capsys, *words, "parts", "--shard", part)
         assert code == 0
         assert f"part {part} is done" in out
+        assert out.splitlines()[-1].endswith("-n 600 -o parts --merge")
         assert not list(Path("parts").glob("*.json"))
+    assert len(list(Path().glob("cache */classifiers/*"))) == 1, "the judge learnt twice"
+    for path in Path("parts/samples").glob("*/*/*.npz"):
+        path.unlink()  # features
+    monkeypatch.setenv("FEWSTEP_CACHE", str(Path("cache 3").resolve()))
     assert call(capsys, *words, "parts", "--merge")[0] == 0
     for a, b in zip(numbers(Path("one")), numbers(Path("parts")), strict=True):
         assert a[3] == b[3]
@@ -232,6 +245,41 @@ def test_the_talks_table_has_25_cells_and_the_published_beside(run, capsys, monk
     assert "299.71" in out
     assert "sigma-hat" in out
     assert "published" in Path("t/report.html").read_text("utf-8").lower()
+
+
+def test_a_model_with_classes_against_images_without(run, capsys) -> None:
+    """Guided as it says it is, its classes in turn, and no figure that needs labels."""
+    np.save("real.npy", data.digits()[0].pixels)
+    words = ("--data", "real.npy", "-n", "60", "-o", "e", "--format", "json")
+    code, out, err = call(capsys, "evaluate", run, *words)
+    assert code == 0, err
+    value = json.loads(out)
+    assert value["record"]["labels"] == "classes in turn"
+    assert value["nfe"] == 8
+    assert {f["name"].rpartition("-")[2] for f in value["figures"]} == {"pixels"}
+    assert "no FD-classifier" in err
+    (path,) = Path("e/samples").glob("*/000000-000060.npz")
+    assert np.load(path)["labels"].tolist() == [i % 10 for i in range(60)]
+
+
+def test_two_models_of_one_name_are_told_apart(run, capsys, tmp_path) -> None:
+    other = train_tiny(tmp_path / "elsewhere" / "tiny", "seed=1")
+    code, out, err = call(
+        capsys, "compare", run, other, "--samplers", "ddim:2", "-n", "60", "-o", "c"
+    )
+    assert code == 0, err
+    lines = results.load(Path("c/results.json"))
+    for line in lines:
+        assert line.model == "tiny"
+        assert f"tiny ({line.weights[:8]})" in out
+
+
+def test_a_folder_does_not_hide_a_shipped_model(capsys) -> None:
+    """The word alone is the model, ./digits the folder."""
+    Path("digits").mkdir()
+    code, _, err = call(capsys, "evaluate", "digits", "-n", "20", "--steps", "2", "-o", "e")
+    assert code == 0, err
+    refused(call(capsys, "evaluate", "./digits", "--data", "digits", "-o", "f"), 3, "digits")
 
 
 def test_evaluation_judges_by_real_images_of_any_format(run, capsys) -> None:

@@ -20,12 +20,13 @@ pytest.importorskip("torch_fidelity")
 
 from fewstep.report import spec, work
 from fewstep.report.cells import Labels
-from fewstep.report.judge import Reals, protocol, summon
+from fewstep.report.judge import Judge, Reals, extractors, protocol
 
 
 @pytest.fixture(scope="module")
 def judge():
-    return summon(protocol("small-1k"), Reals("digits", *data.digits()))
+    rules, reals = protocol("small-1k"), Reals("digits", *data.digits())
+    return Judge(rules, reals, extractors(rules, reals))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ pytest.importorskip("torch_fidelity")
 
 from fewstep.report.judge import Judge, Reals, protocol
 from fewstep.report.spec import Row
-from fewstep.report.work import Item, Subject, Work
+from fewstep.report.work import Item, Subject, Work, absent
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_shards_are_one_work(model, reals, tmp_path) -> None:
             assert part.missing()
         list(part.make())
     whole = work_on(model, reals, tmp_path / "parts")
-    assert whole.missing() == []
+    assert whole.missing() == 0
     assert whole.cost() == 0
     for a, b in zip(figures(alone), figures(whole), strict=True):
         for x, y in zip(a, b, strict=True):
@@ -227,7 +227,7 @@ def test_shards_are_one_work(model, reals, tmp_path) -> None:
 def test_more_images_keep_the_first_ones(model, reals, tmp_path) -> None:
     list(work_on(model, reals, tmp_path, 250).make())
     more = work_on(model, reals, tmp_path, 500)
-    assert [(s, e) for _, s, e in more.missing()] == [(250, 500)] * 2
+    assert [(s, e) for _, s, e in absent(more.items, 500)] == [(250, 500)] * 2
 
 
 def test_images_made_elsewhere_are_measured_alike(model, reals, tmp_path) -> None:
@@ -296,13 +296,30 @@ def test_damaged_features_are_made_again(reals, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
     extractor, seen = counted()
     first = kept.real_features(extractor, reals.held_out)
-    for path in sorted((tmp_path / "features").iterdir()):
+    paths = sorted((tmp_path / "features").rglob("*.npz"))
+    assert len(paths) == 2
+    for path in paths:
         whole = path.read_bytes()
-        path.write_bytes(whole[:-3] + b"xyz")
-        with pytest.warns(UserWarning, match="damaged"):
+        for i in (0, 40, len(whole) // 3, len(whole) // 2, len(whole) - 3):
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
             again = kept.real_features(extractor, reals.held_out)
-        assert torch.equal(first.vectors, again.vectors)
-    assert sum(seen) == 4 * len(reals.held_out)
+            assert torch.equal(first.vectors, again.vectors), i
+    assert sum(seen) > 2 * len(reals.held_out)
+
+
+def test_features_of_real_images_go_on_where_they_were(reals, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
+    extractor, seen = counted()
+
+    def stop(done: int, total: int) -> None:
+        assert total == len(reals.train)
+        if done == 500:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept.real_features(extractor, reals.train, stop)
+    kept.real_features(extractor, reals.train)
+    assert sum(seen) == len(reals.train)
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(reals, tmp_path, monkeypatch) -> None:
@@ -312,7 +329,8 @@ def test_a_cache_that_cannot_be_written_is_a_warning(reals, tmp_path, monkeypatc
         warnings.simplefilter("always")
         found = kept.real_features(counted()[0], reals.held_out)
     assert len(found.vectors) == 450
-    assert "cannot keep features" in str(said[-1].message)
+    mine = [str(w.message) for w in said if "features are not kept" in str(w.message)]
+    assert len(mine) == 1
 
 
 def test_what_cannot_be_judged_is_refused(reals) -> None:
@@ -350,7 +368,9 @@ def test_a_record_says_what_made_the_number(model, reals, tmp_path) -> None:
     assert plain["nfe"] == 3
     assert plain["record"]["seeds"] == "image i: 0 + i"
     assert len(plain["record"]["times"]) == 4
-    assert set(plain["record"]["versions"]) >= {"torch", "fewstep", "torch-fidelity"}
+    assert f"torch {torch.__version__}" in plain["record"]["sampled on"]
+    assert plain["record"]["labels"] == "classes in turn"
+    assert set(plain["record"]["measured with"]) >= {"torch", "fewstep", "torch-fidelity"}
 
 
 def test_the_size_of_a_chunk_is_part_of_the_format() -> None:

@@ -130,7 +130,7 @@ def test_a_damaged_entry_is_trained_again(folder, damage):
     content = kept.read_bytes()
     kept.write_bytes(damage(content))
     steps = []
-    with pytest.warns(UserWarning, match=r"cached classifier .* is damaged .*training it again"):
+    with pytest.warns(UserWarning, match=r"kept classifier .* is damaged .*making it again"):
         again = metrics.classifier(stripes(), SHORT, tick=lambda *done: steps.append(done))
     assert len(steps) == 40
     assert again.weights == first.weights

@@ -61,22 +61,22 @@ def test_spread_of_the_frechet_distance_is_that_of_other_resampling(shift, power
 
 
 def test_spread_of_the_kernel_distance_is_that_of_independent_sets() -> None:
-    """Within 30 % of the standard deviation over 150 pairs of sets of 200 images, well apart.
+    """Within 30 % of the standard deviation over 100 sets of 200 images, the real ones fixed.
 
-    The truth is known to 6 %, the mean of four to 6 %: a false alarm in one of 1000 seeds.
-    Without its factor the spread of the subsets is 1.7 times too large.
+    The truth is known to 7 %, the mean of four to 3 %: a false alarm in one of 10,000 seeds.
+    Taking the real images' share as well, or leaving out the factor 4, is caught.
     """
+    real = normal(100, 8)
 
-    def found(i: int, subsets: int) -> metrics.quality.Kernel:
-        real, made = normal(200, 8, seed=2 * i), normal(200, 8, seed=2 * i + 1) + 0.5
-        return metrics.kernel_distance(real, made, 200 if subsets == 1 else 50, subsets)
+    def found(i: int) -> tuple[torch.Tensor, metrics.quality.Kernel]:
+        made = normal(200, 8, seed=1 + i) + 0.5
+        return made, metrics.kernel_distance(real, made, 50, 20)
 
-    truth = float(torch.tensor([found(i, 1).mean for i in range(150)]).std())
-    got = [intervals.kernel_sd(found(500 + i, 100), 200) for i in range(4)]
+    truth = float(torch.tensor([found(i)[1].mean for i in range(100)]).std())
+    got = [intervals.kernel_sd(real, *found(500 + i)) for i in range(4)]
     assert abs(sum(got) / 4 / truth - 1) < 0.3
-    assert intervals.kernel_sd(metrics.quality.Kernel(1, 0.5, 200), 200) == 0
-    made_up = metrics.quality.Kernel(1, 0.5, 100)
-    assert math.isclose(intervals.kernel_sd(made_up, 500), 0.25, rel_tol=1e-12)
+    spread = metrics.quality.Kernel(1, 30.0, 50, 9)
+    assert math.isclose(intervals.kernel_sd(real, found(0)[0], spread), 10, rel_tol=0.1)
 
 
 @pytest.mark.parametrize("n", [50, 400])

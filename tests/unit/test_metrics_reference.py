@@ -61,7 +61,8 @@ def test_figures_are_those_of_the_functions() -> None:
     kernel = metrics.kernel_distance(real, made.vectors)
     assert kernel.subset == 150
     assert kd.value == kernel.mean
-    assert kd.high - kd.value == pytest.approx(1.96 * kernel.std)  # m / (n - m) = 1
+    sd = intervals.kernel_sd(real, made.vectors, kernel)
+    assert kd.high - kd.value == pytest.approx(1.96 * sd)
     precision, recall = got["precision-toy"], got["recall-toy"]
     assert precision.value > 0.7
     assert 0.35 < recall.value < 0.5

@@ -18,15 +18,17 @@ from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
+    from fewstep.report.judge import Protocol
     from fewstep.report.results import Line
     from fewstep.report.spec import Row
-    from fewstep.report.work import Work
+    from fewstep.report.work import Item, Work
 
 app = options.app()
 
 
 @app.command()
 def compare(  # budget: table
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -128,22 +130,21 @@ def compare(  # budget: table
     for f, ways in zip(found, rows, strict=True):
         subject = judged.subject(f, reals, rules, seed, device)
         items += [Item.of_row(way, subject, base / "samples", batch_size) for way in ways]
-    judge = judged.judge(rules, reals, inception=inception, precision=precision, device=device)
-    work = Work(judge, items, part)
-    place = base if out else base / _label(work, preset, samplers, spacing)
-    _refuse_mixed(earlier, work)
-    _refuse_loss(work, place)
-    again = console.command("compare", *models, "-o", str(base))
-    if not merge:
-        judged.made(place)
-        console.note(f"folder: {place}; {len(items)} rows of {work.n} images")
-        meter.do(work, _early if part == (0, 1) else None)
-    if shard is not None:
-        judged.part_done(shard, again)
-        return
+    place = base if out else base / _label(items, rules, preset, samplers, spacing)
+    _refuse_loss(items, place)
     if merge:
-        meter.complete(work, again)
-    elif console.rank():
+        meter.complete(items, rules.n, options.again(context))
+    how = {"inception": inception, "precision": precision, "device": device, "folder": base}
+    judge = judged.judge(rules, reals, **how)
+    work = Work(judge, items, part)
+    _refuse_mixed(earlier, work)
+    judged.made(place)
+    console.note(f"folder: {place}; {len(items)} rows of {work.n} images")
+    meter.do(work, _early if part == (0, 1) and not merge else None)
+    if shard is not None:
+        judged.part_done(shard, options.again(context, merge=True))
+        return
+    if console.rank():
         return
     meter.wait(work)
     _finish(work, earlier, place, found)
@@ -166,16 +167,22 @@ def _default(found: "list[Found]") -> Path:
     return Path("runs") / f"eval-{'-'.join(f.name for f in found)}"
 
 
-def _label(work: "Work", preset: str | None, samplers: str | None, spacing: str | None) -> str:
+def _label(
+    items: "list[Item]",
+    rules: "Protocol",
+    preset: str | None,
+    samplers: str | None,
+    spacing: str | None,
+) -> str:
     """Return a name for the folder of a comparison that another comparison does not have."""
-    rules, way = work.judge.rules, preset or "frontier"
+    way = preset or "frontier"
     if samplers is not None:
-        rows = json.dumps([(x.title, x.store.id) for x in work.items])
+        rows = json.dumps([(x.title, x.store.id) for x in items])
         way = f"compare-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
     return "-".join(x for x in (way, spacing, rules.name, f"n{rules.n}") if x)
 
 
-def _refuse_loss(work: "Work", place: Path) -> None:
+def _refuse_loss(items: "list[Item]", place: Path) -> None:
     """Refuse a folder with the results of other rows.
 
     Raises:
@@ -186,7 +193,7 @@ def _refuse_loss(work: "Work", place: Path) -> None:
     path = place / "results.json"
     if not path.exists():
         return
-    mine = {(x.title, x.name, x.weights) for x in work.items}
+    mine = {(x.title, x.name, x.weights) for x in items}
     lines = results.load(path)
     if not mine <= {(x.title, x.model, x.weights) for x in lines}:
         raise UsageError(
@@ -267,6 +274,7 @@ def _write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
     from fewstep.report import chart, page, results, sections, table
 
     results.save(place / "results.json", lines)
+    lines = results.named(lines)
     talk = table.is_ddim_table(lines)
     names = results.columns(lines)
     figure = next((n for n in names if table.kind(n) == "FD"), names[0])

@@ -7,9 +7,13 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+EVERY = 15.0
+"""Seconds between lines of progress where there is no terminal."""
 
 
 def rank() -> int:
@@ -55,11 +59,27 @@ def warn(line: str) -> None:
     note(f"fewstep: warning: {one_line(line)}")
 
 
+def _lines(what: str) -> Callable[[int, int], None]:
+    """Return tick(done, total) that prints a line every `EVERY` seconds."""
+    began = said = time.monotonic()
+
+    def tick(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= EVERY:
+            from fewstep.train.log import clock  # here: it needs torch, and help must not
+
+            said, left = now, (total - done) / max(done, 1) * (now - began)
+            note(f"  {what}: {100 * done / max(total, 1):.0f} %  ETA {clock(left)}")
+
+    return tick
+
+
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Give tick(done, total): a progress bar on a terminal, nothing elsewhere."""
+    """Give tick(done, total): a progress bar on a terminal, elsewhere a line now and then."""
     if rank() or not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield _lines(what)
         return
     from rich.console import Console
     from rich.progress import Progress

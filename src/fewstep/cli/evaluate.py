@@ -30,6 +30,7 @@ _REAL = options.number()
 
 @app.command()
 def evaluate(  # budget: table
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -128,19 +129,18 @@ def evaluate(  # budget: table
     else:
         how = {"seed": seed, "batch": batch_size, "device": device}
         reals, item, place = _model(model, changes, rules, data, out, **how)
-    judge = judged.judge(rules, reals, inception=inception, precision=precision, device=device)
-    work = Work(judge, [item], part)
-    again = console.command("evaluate", model, "-o", str(place))
-    if not merge:
-        judged.made(place)
-        console.note(f"folder: {place}")
-        meter.do(work, _early if part == (0, 1) else None)
-    if shard is not None:
-        judged.part_done(shard, again)
-        return
     if merge:
-        meter.complete(work, again)
-    elif console.rank():
+        meter.complete([item], rules.n, options.again(context))
+    how = {"inception": inception, "precision": precision, "device": device, "folder": place}
+    judge = judged.judge(rules, reals, **how)
+    work = Work(judge, [item], part)
+    judged.made(place)
+    console.note(f"folder: {place}")
+    meter.do(work, _early if part == (0, 1) and not merge else None)
+    if shard is not None:
+        judged.part_done(shard, options.again(context, merge=True))
+        return
+    if console.rank():
         return
     meter.wait(work)
     _finish(work, item, model, place, form)
@@ -220,6 +220,7 @@ def _finish(work: "Work", item: "Item", word: str, place: Path, form: str) -> No
     from fewstep.cli import record
     from fewstep.report import page, results, sections
 
+    console.note(f"measuring {item.title}: {work.n} images")
     line, verdict = work.verdict(item)
     terms = hashlib.sha256(json.dumps(line.protocol, sort_keys=True).encode()).hexdigest()
     stem = f"{item.store.id}-{work.judge.rules.name}-n{work.n}-{terms[:8]}"

@@ -14,6 +14,8 @@ from fewstep.cli import console, options
 from fewstep.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from fewstep.cli.resolve import Found
     from fewstep.report.judge import Judge, Protocol, Reals
     from fewstep.report.results import Line
@@ -25,8 +27,12 @@ _MODEL = ("manifest.json", "model.json", "checkpoints", "config.yaml")
 
 def is_images(word: str) -> bool:
     """Return whether a word of the command line means images and not a model."""
+    from fewstep.cli.resolve import shipped
+
     path = Path(word).expanduser()
     if path.is_dir():
+        if word in shipped() and not path.is_absolute():
+            return False  # the shipped model; ./digits means the folder
         return not any((path / name).exists() for name in _MODEL)
     return path.suffix.lower() in (*ARRAYS, ".parquet")
 
@@ -58,7 +64,7 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
         DataError: they cannot be used.
     """
     from fewstep import data as door
-    from fewstep.report.judge import Reals
+    from fewstep.report.judge import LEAST, Reals
 
     theirs, options = own(found)
     data = data or theirs
@@ -71,7 +77,12 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
         whole = door.load(data)
         return Reals(whole.name, whole)
     train, held_out = door.open(data, **options)
-    return Reals(train.name, train, held_out if len(held_out) else None)
+    if 0 < len(held_out) < LEAST <= len(train):
+        console.warn(
+            f"{len(held_out)} held-out images are too few to judge with (at least {LEAST}): left "
+            f"out; what is measured against are the {len(train)} training images"
+        )
+    return Reals(train.name, train, held_out if len(held_out) >= LEAST else None)
 
 
 def own(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
@@ -146,6 +157,7 @@ def judge(
     inception: Path | None = None,
     precision: str = "fp32",
     device: str = "auto",
+    folder: Path | None = None,
 ) -> "Judge":
     """Return the judge, with a note of what it will be judged by.
 
@@ -155,20 +167,22 @@ def judge(
         inception: file of Inception's weights.
         precision: of Inception.
         device: where Inception computes.
+        folder: of the work, where its classifier is kept for all who share it.
     """
     from fewstep.report import judge as judges
-    from fewstep.train import engine
 
-    place = engine.pick_device(device)
     with console.bar("the judge learns") as tick:
-        found = judges.summon(
+        extractors = judges.extractors(
             rules,
             reals,
             inception=inception,
             precision=precision,
-            device=place,
+            device=placed(device),
             tick=tick,
+            folder=None if folder is None else folder / "judge",
         )
+    with console.bar("features of the real images") as tick:
+        found = judges.Judge(rules, reals, extractors, tick)
     features = ", ".join(e.name for e in found.extractors)
     console.note(
         f"protocol {found.rules.name}: {found.rules.n} images, features {features}, against "
@@ -179,9 +193,25 @@ def judge(
     return found
 
 
-def part_done(word: str, again: str) -> None:
+def placed(device: str) -> "torch.device":
+    """Return the device of that name; under torchrun each process takes a GPU of its own.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    import torch
+
+    from fewstep.train import engine
+
+    found, local = engine.pick_device(device), os.environ.get("LOCAL_RANK", "")
+    if found.type == "cuda" and found.index is None and local.isdecimal():
+        return torch.device("cuda", int(local) % torch.cuda.device_count())
+    return found
+
+
+def part_done(word: str, then: str) -> None:
     """Say what to do when all parts are done."""
-    console.result(f"part {word} is done; when all are: {again} --merge (and the same options)")
+    console.result(f"part {word} is done; when all are: {then}")
 
 
 def subject(
@@ -199,8 +229,9 @@ def subject(
     model = found.model
     reals.check(model.shape, model.classes, found.name)
     engine.tune_cpu()
-    model.denoiser.to(engine.pick_device(device))
-    labels = Labels(reals.counts(rules.against) if model.classes else ())
+    model.denoiser.to(placed(device))
+    counts = reals.counts(rules.against) or (1,) * len(model.classes)  # without labels: in turn
+    labels = Labels(counts if model.classes else ())
     return Subject(model, found.name, found.weights, labels, seed)
 
 
@@ -227,8 +258,8 @@ def stated(lines: "list[Line]") -> list[str]:
         weights = f", weights {e['weights'][:16]}" if e["weights"] else ""
         said.append(f"features {name}{weights}: {e['rule']}")
     said.append(
-        f"reference: {reference['name']}, {reference['split']}, {reference['images']} images, "
-        f"{reference['fingerprint'][:16]}"
+        f"reference: {first.record.get('reference', 'real images')}, {reference['split']}, "
+        f"{reference['images']} images, {reference['fingerprint'][:16]}"
     )
     for line in lines if len(lines) == 1 else ():
         words = ", ".join(f"{k} {v}" for k, v in line.settings.items() if v is not None)
@@ -245,24 +276,22 @@ def lead(lines: "list[Line]") -> str:
     rows = " of each row" if len(lines) > 1 else ""
     return (
         f"{first.protocol['n']:,} images{rows} against {reference['images']:,} real ones "
-        f"({reference['name']}, {reference['split']}); every number with its 95 % interval and "
-        "with what real images get."
+        f"({first.record.get('reference', 'real images')}, {reference['split']}); every number "
+        "with its 95 % interval and with what real images get."
     )
 
 
 def facts(lines: "list[Line]") -> dict[str, str]:
     """Return what the numbers depend on beside their protocol."""
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, None]] = {}
     for line in lines:
         for key, value in line.record.items():
-            text = (
-                ", ".join(f"{k} {v}" for k, v in value.items())
-                if isinstance(value, dict)
-                else value
-            )
-            if key != "times":
-                found.setdefault(key, str(text))
-    return found
+            if key in ("times", "reference"):
+                continue
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {v}" for k, v in value.items())
+            found.setdefault(key, {})[str(value)] = None
+    return {key: " | ".join(values) for key, values in found.items()}
 
 
 EXTRAS = {"torch_fidelity": "eval", "matplotlib": "report"}

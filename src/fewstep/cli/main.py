@@ -101,7 +101,7 @@ def _run(verb: str, words: list[str]) -> int:
     command = typer.main.get_command(module.app)
     try:
         # Not command.main(), which has its own ideas of what to print when something goes wrong.
-        with command.make_context(f"fewstep {verb}", words) as context:
+        with command.make_context(f"fewstep {verb}", words, obj=[*words]) as context:
             code = command.invoke(context)
     except typer.Exit as end:  # --help ends so
         code = end.exit_code

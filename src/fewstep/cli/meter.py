@@ -16,9 +16,8 @@ from fewstep.errors import DataError, Interrupted, Preempted
 
 if TYPE_CHECKING:
     from fewstep.report.results import Line
-    from fewstep.report.work import Work
+    from fewstep.report.work import Item, Work
 
-_EVERY = 15.0  # seconds between lines where there is no terminal
 _LOOK = 0.1  # share of the time that early tables may take
 
 
@@ -26,11 +25,13 @@ class Meter:
     """Say how far the work is and how long it will take.
 
     Args:
-        total: network evaluations to be made.
+        total: network evaluations to be made, or images to be looked at.
         what: to say before it.
+        unit: "evaluations" or "images".
     """
 
-    def __init__(self, total: int, what: str) -> None:
+    def __init__(self, total: int, what: str, unit: str = "evaluations") -> None:
+        self.unit = unit
         self.total, self.done, self.what = max(total, 1), 0, what
         self.wanted, self.where = 0, ""
         self._size = 0
@@ -58,8 +59,9 @@ class Meter:
         self.wanted = number
 
     def chunk(self, evaluations: int, where: str) -> None:
-        """Tell that a chunk of so many evaluations begins."""
+        """Tell that a chunk of so many evaluations, or images, begins."""
         self._size, self.where = evaluations, where
+        self._say(self.done)
 
     def tick(self, done: int, total: int) -> None:
         """Tell that `done` of `total` steps of the chunk are done; stop here if told to.
@@ -69,18 +71,23 @@ class Meter:
             Interrupted: Ctrl-C.
         """
         self.stop()
-        now, at = time.monotonic(), self.done + self._size * done / total
+        at = self.done + self._size * done / total
         if done == total:
             self.done += self._size
+        self._say(at)
+
+    def _say(self, at: float) -> None:
+        """Show how far the work is, a line now and then where there is no terminal."""
+        now = time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=at, description=self.where)
-        elif now - self._said >= _EVERY:
+        elif now - self._said >= console.EVERY and at:
             from fewstep.train.log import clock
 
             self._said, left = now, (self.total - at) / max(at, 1) * (now - self._began)
             console.note(
                 f"  {100 * at / self.total:.0f} %  {self.where}  "
-                f"{at / (now - self._began):,.0f} evaluations/s  ETA {clock(left)}"
+                f"{at / (now - self._began):,.0f} {self.unit}/s  ETA {clock(left)}"
             )
 
     def stop(self) -> None:
@@ -111,8 +118,12 @@ def do(work: "Work", early: "Callable[[list[Line], int], None] | None" = None) -
         work: items, judge and share.
         early: given lines on the images made so far, and how many images those are.
     """
+    from fewstep.report.work import absent
+
     made, looked, cost = time.monotonic(), 0.0, work.cost()
-    with Meter(cost, "sampling") as meter:
+    sampled = absent(work.items, work.n)
+    words = ("sampling", "evaluations") if sampled else ("features", "images")
+    with Meter(cost, *words) as meter:
         for done in work.make(meter.chunk, meter.tick):
             meter.stop()
             whole = done.images >= work.n
@@ -136,23 +147,25 @@ def wait(work: "Work", seconds: float = 7 * 86400) -> None:
     while work.missing():
         if time.monotonic() > until:
             raise DataError("other processes did not finish their chunks; run the command again")
-        if time.monotonic() - said > _EVERY:
+        if time.monotonic() - said > console.EVERY:
             said = time.monotonic()
-            console.note(f"  waiting for {len(work.missing())} chunks of other processes")
+            console.note(f"  waiting for {work.missing()} chunks of other processes")
         time.sleep(0.2)
 
 
-def complete(work: "Work", again: str) -> None:
-    """Refuse a merge while chunks are missing.
+def complete(items: "list[Item]", n: int, again: str) -> None:
+    """Refuse a merge while images are missing; features are made where they are not there.
 
     Raises:
         DataError: some are; names the first.
     """
-    missing = work.missing()
+    from fewstep.report.work import absent
+
+    missing = absent(items, n)
     if missing:
         item, start, end = missing[0]
         raise DataError(
             f"--merge: {len(missing)} chunks are missing, the first is images {start}..{end - 1} "
-            f"of {item.title} ({item.store.folder}); make them with --shard I/K, or run the same "
-            f"command without --merge: {again}"
+            f"of {item.title} ({item.store.folder}); make them with --shard I/K, or here with: "
+            f"{again}"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from fewstep.cli import console
 from fewstep.errors import suggest
 
 
@@ -94,6 +95,23 @@ def explain(error: Any) -> str:
         return f"{hint} is missing"
     said = str(getattr(error, "message", error)).rstrip(".")
     return f"{hint} {said}" if hint else said[:1].lower() + said[1:]
+
+
+def again(context: typer.Context, *, merge: bool = False) -> str:
+    """Return the command that runs now, to be typed once more for the whole work.
+
+    Args:
+        context: of the command; `obj` holds its words.
+        merge: to measure what shards have made.
+    """
+    words, rest = [], iter(context.obj or ())
+    for word in rest:
+        if word == "--shard":
+            next(rest, None)
+        elif word != "--merge" and not word.startswith("--shard="):
+            words.append(word)
+    verb = str(context.info_name).rpartition(" ")[2]
+    return console.command(verb, *words, *(["--merge"] if merge else []))
 
 
 def _options(command: Any) -> Iterable[str]:

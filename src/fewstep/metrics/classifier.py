@@ -8,9 +8,9 @@ sampling is another one.
 
 The network is a pure function of recipe and data (on one machine: arithmetic differs between
 processors and numbers of threads), and stays in the cache folder from then on, as
-`classifiers/KEY.safetensors`. The file that is there first wins: processes that train at the
-same time all end with the same network. A damaged file is trained again with a warning, never
-used.
+`classifiers/KEY.safetensors`; machines that share work are given a folder that they share. The
+file that is there first wins: processes that train at the same time all end with the same
+network. A damaged file is trained again with a warning, never used.
 
 Inside: `classifier`; `Recipe`.
 """
@@ -80,6 +80,7 @@ def classifier(
     *,
     device: torch.device | str = "cpu",
     tick: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
 ) -> Extractor:
     """Return the extractor that is a classifier of these images, trained now or read back.
 
@@ -91,6 +92,7 @@ def classifier(
         recipe: how to train; `Recipe.of(train)` if None.
         device: where the features will be computed; training is on the CPU.
         tick: told (steps done, steps) while training; never called if the network is read back.
+        folder: where the network is looked for first, and kept beside the cache.
 
     Raises:
         UsageError: the images have no classes.
@@ -108,7 +110,7 @@ def classifier(
         )
     recipe = recipe or Recipe.of(train)
     net = _network(train.shape, len(train.classes), recipe)
-    state = _kept(train, recipe, net, tick)
+    state = _kept(train, recipe, net, tick, folder)
     net.load_state_dict(state)
     net.eval().requires_grad_(False).to(device)
     shape = train.shape
@@ -180,9 +182,13 @@ def _train(
 
 
 def _kept(
-    train: Images, recipe: Recipe, net: nn.Sequential, tick: Callable[[int, int], None] | None
+    train: Images,
+    recipe: Recipe,
+    net: nn.Sequential,
+    tick: Callable[[int, int], None] | None,
+    folder: Path | None,
 ) -> dict[str, Tensor]:
-    """Return the weights that the cache has, or train them and put them there."""
+    """Return the weights that a folder has, or train them and put them there."""
     facts = {
         "recipe": asdict(recipe),
         "data": train.fingerprint,
@@ -190,23 +196,37 @@ def _kept(
         "classes": len(train.classes),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    path = cache.folder().parent / "classifiers" / f"{key}.safetensors"
+    name = f"{key}.safetensors"
+
+    def make() -> dict[str, Tensor]:
+        return _train(train, recipe, net, tick)
+
+    def cached() -> dict[str, Tensor]:
+        return _first(cache.folder().parent / "classifiers" / name, net, facts, make)
+
+    return cached() if folder is None else _first(folder / name, net, facts, cached)
+
+
+def _first(
+    path: Path, net: nn.Module, facts: dict[str, Any], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the weights in a file, or make them and return those of the process that is first."""
     state, reason = _read(path, net)
     if state is not None:
         return state
     if reason:
         warnings.warn(
-            f"cached classifier {shown_name(path)} is damaged ({reason}); training it again",
-            stacklevel=3,
+            f"kept classifier {shown_name(path)} is damaged ({reason}); making it again",
+            stacklevel=5,
         )
-    state = _train(train, recipe, net, tick)
+    state = make()
     try:
         _write(path, state, facts, replace=bool(reason))
     except OSError as error:
         warnings.warn(
             f"classifier not kept: {shown_name(path)} cannot be written "
-            f"({error.strerror or error}); it will be trained again next time",
-            stacklevel=3,
+            f"({error.strerror or error}); it will be made again next time",
+            stacklevel=5,
         )
         return state
     first, _ = _read(path, net)  # of the process that was first

@@ -9,8 +9,9 @@ as a set of so many would be. The replicates lie above the value, so that their 
 interval, and unless there are many more images than features they spread up to twice too far
 (`bootstrap_sd` is here for comparison).
 
-A kernel distance comes with the spread of its subsets; a share of images with the interval of
-Wilson, which is sensible at 0 and 1 where the usual one has no width.
+A kernel distance gets the same, and the spread of the random subsets of which it is the mean; a
+share of images gets the interval of Wilson, which is sensible at 0 and 1 where the usual one has
+no width.
 """
 
 import math
@@ -23,6 +24,8 @@ from fewstep.metrics.quality import Kernel, frechet_distance
 
 Z = 1.96
 """Standard deviations to either side that hold 95 % of a normal distribution."""
+
+_KERNEL_ROWS = 2000
 
 
 def around(value: float, sd: float) -> tuple[float, float]:
@@ -89,21 +92,36 @@ def bootstrap_sd(
     return float(torch.tensor(values, dtype=torch.float64).std())
 
 
-def kernel_sd(found: Kernel, n: int) -> float:
-    """Return the standard deviation of a kernel distance from the spread of its subsets.
+def kernel_sd(real: Tensor, made: Tensor, found: Kernel, seed: int = 0) -> float:
+    """Return the standard deviation of a kernel distance over other images of the same model.
 
-    std sqrt(m / (n - m)), the jackknife that leaves out n - m images at a time: subsets of m out
-    of n images overlap, and vary less than independent sets of m by 1 - m / n. The spread counts
-    the real images' share as well, so the interval is rather too wide than too narrow, and more
-    so the nearer the distance is to 0.
+    sqrt(4 var(h) / N + s^2 / subsets), with h_i = mean_j k(x_i, x_j) - mean_l k(x_i, y_l) over
+    the made images x and the real images y: half the derivative of the distance with respect to
+    the weight of image i, the infinitesimal jackknife again. The second term is that the
+    distance is a mean over random subsets, whose spread is s. The mean and the variance of h are
+    taken over a fixed choice of at most `_KERNEL_ROWS` images.
 
     Args:
-        found: the distance with its subsets of m images.
-        n: images in the smaller set, > m; if n = m there is no spread, and the result is 0.
+        real: features of the real images, shape (M, D).
+        made: features of the images to judge, shape (N, D), N > 1.
+        found: the distance with the spread of its subsets.
+        seed: of the choice.
 
-    Source: Shao, Wu, "A General Theory for Jackknife Variance Estimation", 1989, section 2.
+    Source: Serfling, "Approximation Theorems of Mathematical Statistics", 1980, section 5.5.
     """
-    return found.std * math.sqrt(found.subset / (n - found.subset)) if n > found.subset else 0.0
+    draw = torch.Generator().manual_seed(seed)
+
+    def some(x: Tensor, most: int) -> Tensor:
+        rows = torch.randperm(len(x), generator=draw)[:most].sort().values
+        return x[rows].double()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    x, y = some(made, _KERNEL_ROWS), some(real, _KERNEL_ROWS)
+    own = kernel(x, x).fill_diagonal_(0).sum(1) / (len(x) - 1)
+    slope = own - kernel(x, y).mean(1)
+    return math.sqrt(4 * float(slope.var()) / len(made) + found.std**2 / found.subsets)
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -29,11 +29,13 @@ class Kernel(NamedTuple):
         mean: over the subsets, the estimate; may be slightly negative.
         std: over the subsets; the spread of one subset, not the error of the mean.
         subset: images in each subset.
+        subsets: how many.
     """
 
     mean: float
     std: float
     subset: int
+    subsets: int = 100
 
 
 def frechet_distance(real: Moments | Tensor, made: Moments | Tensor) -> float:
@@ -140,7 +142,7 @@ def kernel_distance(
             parts.append(x[rows.to(x.device)].cpu().double())
         _check_finite("kernel distance", *parts)
         values[i] = kid.kernel_mmd(*(x.numpy() for x in parts))
-    return Kernel(float(values.mean()), float(values.std()), subset)
+    return Kernel(float(values.mean()), float(values.std()), subset, subsets)
 
 
 def inception_score(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]:

@@ -150,7 +150,7 @@ class Reference:
     def _kernel(self, made: Split) -> Figure:
         """Return the kernel distance."""
         found = quality.kernel_distance(self.real.vectors, made.vectors)
-        sd = intervals.kernel_sd(found, min(len(self.real), len(made)))
+        sd = intervals.kernel_sd(self.real.vectors, made.vectors, found)
         floor, n = self._floor(
             "KD",
             len(made),
@@ -200,12 +200,16 @@ class Reference:
             return None, 0
         n = min(n, len(self.other))
         if (kind, n) not in self._floors:
-            order = torch.randperm(
-                len(self.other), generator=torch.Generator().manual_seed(self.seed)
-            )
-            self._floors[kind, n] = of(self.other.take(order[:n].sort().values))
+            self._floors[kind, n] = of(self._some(self.other, n))
         found = self._floors[kind, n]
         return (found, n) if found else (None, 0)
+
+    def _some(self, other: Split, n: int) -> Split:
+        """Return a fixed choice of n images; all of them are not copied."""
+        if n == len(other):
+            return other
+        order = torch.randperm(len(other), generator=torch.Generator().manual_seed(self.seed))
+        return other.take(order[:n].sort().values)
 
     def _figure(
         self,

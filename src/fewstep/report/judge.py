@@ -27,6 +27,9 @@ from fewstep.report import kept
 LEAST = 20
 """Fewer images than this are not judged."""
 
+WIDE = 512
+"""Features wider than this are not compared class by class: the images of one class are too few
+for them, and an ImageNet of such figures would take hours."""
 
 PARAMETERS = {
     "kernel distance": "cubic polynomial kernel, 100 subsets of min(1000, n / 2)",
@@ -187,17 +190,22 @@ class Judge:
         rules: the protocol.
         reals: the real images.
         extractors: in the order of `rules.extractors`.
-
+        tick: told (images done, images) while features of real images are made.
     """
 
-    def __init__(self, rules: Protocol, reals: Reals, extractors: list[Extractor]) -> None:
+    def __init__(
+        self,
+        rules: Protocol,
+        reals: Reals,
+        extractors: list[Extractor],
+        tick: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.rules, self.reals, self.extractors = rules, reals, extractors
-        self.split, real, other = reals.parts(rules.against)
-        self.real = real
-        self._references = {
-            e.name: Reference(e, _split(e, real), None if other is None else _split(e, other))
-            for e in extractors
-        }
+        self.split, self.real, other = reals.parts(rules.against)
+        self._references = {}
+        for e in extractors:
+            rest = None if other is None else _split(e, other, tick)
+            self._references[e.name] = Reference(e, _split(e, self.real, tick), rest)
 
     def protocol(self) -> dict[str, Any]:
         """Return what must be equal before two figures may stand in one column."""
@@ -209,7 +217,6 @@ class Judge:
             },
             "quantisation": "8 bits, clipped and rounded; lossless",
             "reference": {
-                "name": self.reals.name,
                 "split": self.split,
                 "images": len(self.real),
                 "fingerprint": self.real.fingerprint,
@@ -224,6 +231,15 @@ class Judge:
             "kernel distances, which have none, come first"
         )
         said = [few] if self.rules.n < FEW else []
+        there = {e.name for e in self.extractors}
+        if "pixels" in self.rules.extractors and "pixels" not in there:
+            width = math.prod(self.reals.train.shape)
+            said.append(f"no FD-pixels: {width} values in an image, at most {WIDEST} are allowed")
+        if "classifier" in self.rules.extractors and "classifier" not in there:
+            said.append("no FD-classifier and no accuracy: the real images have no classes")
+        wide = {e: self._references[e].real.vectors.shape[1] for e in there}
+        if self.reals.classes and wide[self.extractors[0].name] > WIDE:
+            said.append(f"no distances class by class: {wide[self.extractors[0].name]} features")
         said += [line for r in self._references.values() for line in r.notes(self.rules.n)]
         return list(dict.fromkeys(said))
 
@@ -264,7 +280,8 @@ class Judge:
             made = Split(*features[e.name], labels)
             if labels is not None and e.name == "classifier" and made.logits is not None:
                 confusion = metrics.confusion(made.logits, labels, k)
-        if labels is not None and k:
+        width = features[self.extractors[0].name].vectors.shape[1]
+        if labels is not None and k and width <= WIDE:
             e = self.extractors[0]
             names = self.reals.classes
             per_class = tuple(
@@ -281,7 +298,7 @@ class Judge:
         return Verdict(tuple(found), confusion, per_class, pairs)
 
 
-def summon(
+def extractors(
     rules: Protocol,
     reals: Reals,
     *,
@@ -289,8 +306,9 @@ def summon(
     precision: str = "fp32",
     device: torch.device | None = None,
     tick: Callable[[int, int], None] | None = None,
-) -> Judge:
-    """Return a judge: load or train what the protocol needs.
+    folder: Path | None = None,
+) -> list[Extractor]:
+    """Return the extractors of a protocol: load or train what they need.
 
     Args:
         rules: the protocol.
@@ -299,6 +317,8 @@ def summon(
         precision: of Inception, "fp32" or, for monitoring only, "bf16".
         device: where Inception computes.
         tick: told of the training of a classifier.
+        folder: where a classifier is kept, so that all who share the work have the same one;
+            None: in the cache only.
 
     Raises:
         UsageError: torch-fidelity is missing, or no feature of the protocol fits the images.
@@ -313,18 +333,20 @@ def summon(
             place = device or torch.device("cpu")
             made.append(metrics.inception(inception, precision, device=place))
         elif reals.classes:  # without classes there is nothing to train the judge on
-            made.append(metrics.classifier(reals.train, tick=tick))
+            made.append(metrics.classifier(reals.train, tick=tick, folder=folder))
     if not made:
         c, h, w = reals.train.shape
         raise UsageError(
             f"protocol {rules.name}: images of {c}x{h}x{w} have too many pixels for FD-pixels, "
             "and without classes there is no classifier; use fid-10k or fid-50k"
         )
-    return Judge(rules, reals, made)
+    return made
 
 
-def _split(extractor: Extractor, images: Images) -> Split:
+def _split(
+    extractor: Extractor, images: Images, tick: Callable[[int, int], None] | None = None
+) -> Split:
     """Return the features of real images, from the cache if they are there."""
-    features = kept.real_features(extractor, images)
+    features = kept.real_features(extractor, images, tick)
     labels = torch.from_numpy(np.array(images.labels)) if images.classes else None
     return Split(*features, labels)

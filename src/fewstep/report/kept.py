@@ -1,32 +1,28 @@
 """Features that are kept on disk, because making them is most of the work of judging.
 
 Features of real images lie in the cache, under a hash of the images and of the extractor; those
-of generated images lie beside the chunk they belong to. Both are memory-mapped when they are
-large, so that the memory of a figure does not grow with the number of images.
+of generated images lie beside the chunk they belong to. Both come in files of 250 images and are
+memory-mapped when they are large, so that the memory of a figure does not grow with the number
+of images.
 """
 
-import contextlib
 import hashlib
-import json
-import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewstep.data import Images, cache
-from fewstep.data.images import shown_name
 from fewstep.errors import ResourceError
 from fewstep.files import replacing
 from fewstep.metrics import Extractor, Features
-from fewstep.report.cells import loaded
+from fewstep.report.cells import loaded, ranges
 
-_PIECE = 250  # images an extractor gets at once
+_ELSEWHERE = "features are not kept (FEWSTEP_CACHE chooses another folder)"
 _IN_MEMORY = 1 << 26  # bytes of features that are held in memory rather than mapped
 
 
@@ -36,37 +32,43 @@ def mark(extractor: Extractor) -> str:
     return f"{extractor.name}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
 
 
-def real_features(extractor: Extractor, images: Images) -> Features:
+def real_features(
+    extractor: Extractor, images: Images, tick: Callable[[int, int], None] | None = None
+) -> Features:
     """Return the features of real images, made once and then taken from the cache.
+
+    They are kept in pieces as they are made, so that interrupted work goes on where it was.
 
     Args:
         extractor: what to compute.
         images: the real images.
+        tick: told (images done, images) while features are made.
 
     Returns:
         vectors of shape (N, D) and logits (N, K) or None; memory-mapped if they are large.
     """
-    folder = cache.folder().parent / "features"
-    stem = f"{images.fingerprint[:40]}-{mark(extractor)}"
-    stored = _read(folder, stem)
-    if stored is not None:
-        return stored
-    pieces = _computed(extractor, images)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _write(folder, stem, pieces)
-    except OSError as error:
-        warnings.warn(
-            f"cannot keep features in {shown_name(folder)} ({error.strerror or error}); working "
-            "in memory (FEWSTEP_CACHE chooses another folder)",
-            stacklevel=2,
-        )
-    return joined(list(_computed(extractor, images)))
+    folder = cache.folder().parent / "features" / images.fingerprint[:40]
+    unkept = False
 
+    def pieces() -> Iterator[Features]:
+        nonlocal unkept
+        for start, end in ranges(len(images)):
+            found = chunk_features(extractor, folder, (start, end), None)
+            if found is None:
+                pixels = np.asarray(images.pixels[start:end])
+                try:
+                    found = chunk_features(extractor, folder, (start, end), pixels)
+                except ResourceError as error:
+                    if not unkept:
+                        warnings.warn(f"{error}; {_ELSEWHERE}", stacklevel=3)
+                    unkept = True
+                    found = extractor(torch.from_numpy(pixels.copy()))
+                if tick is not None:
+                    tick(end, len(images))
+            assert found is not None
+            yield found
 
-def _computed(extractor: Extractor, images: Images) -> Iterator[Features]:
-    for start in range(0, len(images), _PIECE):
-        yield extractor(torch.from_numpy(np.array(images.pixels[start : start + _PIECE])))
+    return mapped(pieces(), len(images))
 
 
 def joined(pieces: Sequence[Features]) -> Features:
@@ -111,74 +113,9 @@ def _scratch(shape: tuple[int, int]) -> NDArray[np.float32]:
         return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
-def _read(folder: Path, stem: str) -> Features | None:
-    """Return an entry of the cache, or None if there is none that can be trusted."""
-    seal = folder / f"{stem}.json"
-    if not seal.exists():
-        return None
-    try:
-        facts = json.loads(seal.read_text("utf-8"))
-        arrays: list[Tensor] = []
-        for part, digest in facts["sha256"].items():
-            path = folder / f"{stem}.{part}.npy"
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise ValueError(f"{path.name} does not match its seal")
-            # copy on write: torch wants an array that it may write to, and the file stays as it is
-            arrays.append(torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)))
-        return Features(*arrays)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        warnings.warn(
-            f"cached features {shown_name(seal)} are damaged ({reason}); making them again",
-            stacklevel=2,
-        )
-        return None
-
-
-def _write(folder: Path, stem: str, pieces: Iterator[Features]) -> Features:
-    """Write an entry piece by piece and return it from disk."""
-    raw: dict[str, Path] = {}
-    digests: dict[str, str] = {}
-    try:
-        shapes = _spill(folder, pieces, raw)
-        for part, (rows, width) in shapes.items():
-            path = folder / f"{stem}.{part}.npy"
-            array = np.memmap(raw[part], dtype=np.float32, mode="r", shape=(rows, width))
-            with replacing(path) as aside:
-                np.save(aside, array, allow_pickle=False)
-            with open(path, "rb") as file:
-                digests[part] = hashlib.file_digest(file, "sha256").hexdigest()
-    finally:
-        for path in raw.values():
-            path.unlink(missing_ok=True)
-    with replacing(folder / f"{stem}.json") as aside:
-        aside.write_text(json.dumps({"format": 1, "sha256": digests}))
-    stored = _read(folder, stem)
-    if stored is None:
-        raise OSError(f"{stem} cannot be read back")
-    return stored
-
-
-def _spill(
-    folder: Path, pieces: Iterator[Features], raw: dict[str, Path]
-) -> dict[str, tuple[int, int]]:
-    """Write rows to plain files as they come; return the shape of each."""
-    shapes: dict[str, tuple[int, int]] = {}
-    with contextlib.ExitStack() as files:
-        open_files = {}
-        for piece in pieces:
-            for part, tensor in zip(("vectors", "logits"), piece, strict=True):
-                if tensor is None:
-                    continue
-                if part not in raw:
-                    handle, name = tempfile.mkstemp(prefix=f".{part}.", dir=folder)
-                    raw[part] = Path(name)
-                    open_files[part] = files.enter_context(os.fdopen(handle, "wb"))
-                open_files[part].write(np.ascontiguousarray(tensor.numpy()).data)
-                rows = shapes.get(part, (0, 0))[0] + len(tensor)
-                shapes[part] = (rows, tensor.shape[1])
-    return shapes
+def place(extractor: Extractor, folder: Path, span: tuple[int, int]) -> Path:
+    """Return the file of a chunk's features; arguments as in `chunk_features`."""
+    return folder / mark(extractor) / f"{span[0]:06d}-{span[1]:06d}.npz"
 
 
 def chunk_features(
@@ -188,7 +125,7 @@ def chunk_features(
 
     Args:
         extractor: what to compute.
-        folder: of the cell.
+        folder: of the cell, or of the real images.
         span: start and end of the chunk.
         pixels: the images, uint8, shape (B, C, H, W), to compute them from if they are not
             there; None only looks.
@@ -196,11 +133,10 @@ def chunk_features(
     Raises:
         ResourceError: the disk refuses.
     """
-    start, end = span
-    path = folder / mark(extractor) / f"{start:06d}-{end:06d}.npz"
+    (start, end), path = span, place(extractor, folder, span)
     arrays = loaded(path)
     if "vectors" in arrays and len(arrays["vectors"]) == end - start:
-        return Features(*(torch.from_numpy(a) for a in arrays.values()))
+        return Features(*(torch.from_numpy(arrays[k]) for k in Features._fields if k in arrays))
     if pixels is None:
         return None
     made = extractor(torch.from_numpy(np.array(pixels)))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ _HASH = 12  # characters of a long word that are enough to tell it from another
 class Line:
     """One measured row.
 
-    The three dicts hold JSON values and are made so (a tuple becomes a list), so that a line read
+    The dicts hold JSON values and are made so (a tuple becomes a list), so that a line read
     back is equal to the line that was written.
 
     Attributes:
@@ -46,7 +46,10 @@ class Line:
         seconds: per image, the median over chunks; 0 for foreign images.
         figures: in the order in which they are to be read.
         protocol: what must be equal within a column; "n" is the number of images it asks for.
-        record: what else belongs to the numbers: seeds, labels, versions, machine.
+        record: what else belongs to the numbers: name of the reference, seeds, labels, what
+            sampled, versions, machine.
+        detail: figures that are no columns: "per_class", figures by class, and "confusion",
+            counts, rows asked for, columns seen.
         pixels: the first images, uint8, shape (K, C, H, W); not stored and not compared.
     """
 
@@ -61,11 +64,12 @@ class Line:
     figures: tuple[Figure, ...]
     protocol: dict[str, Any]
     record: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
     pixels: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Turn the dicts into JSON values."""
-        for name in ("settings", "protocol", "record"):
+        for name in ("settings", "protocol", "record", "detail"):
             object.__setattr__(self, name, _json(getattr(self, name)))
         object.__setattr__(self, "figures", tuple(self.figures))
 
@@ -202,6 +206,19 @@ def by_protocol(lines: Iterable[Line]) -> list[list[Line]]:
     return groups
 
 
+def named(lines: Sequence[Line]) -> list[Line]:
+    """Return the lines with models of one name but other weights told apart."""
+    weights: dict[str, dict[str, None]] = {}
+    for line in lines:
+        weights.setdefault(line.model, {})[line.weights] = None
+    return [
+        replace(line, model=f"{line.model} ({line.weights[:8]})")
+        if len(weights[line.model]) > 1
+        else line
+        for line in lines
+    ]
+
+
 def columns(lines: Iterable[Line]) -> list[str]:
     """Return the names of the figures in order of first appearance."""
     return list(dict.fromkeys(f.name for line in lines for f in line.figures))
@@ -233,7 +250,8 @@ def _line(value: Any, where: str) -> Line:
     """Return the line that `Line.plain` described."""
     kinds = {
         "title": str, "group": str, "model": str, "weights": str, "settings": dict, "nfe": int,
-        "images": int, "seconds": (int, float), "protocol": dict, "record": dict, "figures": list,
+        "images": int, "seconds": (int, float), "protocol": dict, "record": dict, "detail": dict,
+        "figures": list,
     }  # fmt: skip
     values = _checked(value, kinds, where)
     figures = [_figure(f, f"{where}, figure {i}") for i, f in enumerate(values["figures"], 1)]

@@ -9,7 +9,7 @@ goes on where it was, and several processes or machines share one by taking ever
 import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,6 +139,16 @@ class Item:
         return self.store.read(start, end)
 
 
+def absent(items: Sequence[Item], n: int) -> list[tuple[Item, int, int]]:
+    """Return the chunks of the first n images of each row that nobody has made yet."""
+    return [
+        (item, start, end)
+        for item in items
+        if isinstance(item.maker, Maker)
+        for start, end in item.store.missing(n)
+    ]
+
+
 class Done(NamedTuple):
     """A chunk of the work is done.
 
@@ -173,12 +183,14 @@ class Work:
         self._mine = everything[share[0] :: share[1]]
 
     def cost(self) -> int:
-        """Return the network evaluations of all chunks that are to be made here."""
-        return sum(
-            self.items[i].nfe * (end - start)
-            for _, i, start, end in self._mine
-            if not self.items[i].store.path(start, end).exists()
-        )
+        """Return the cost of all chunks that are to be made here: see `make`."""
+        return sum(self._cost(self.items[i], start, end) for _, i, start, end in self._mine)
+
+    def _cost(self, item: Item, start: int, end: int) -> int:
+        """Return the evaluations of a chunk; of images that are there, those to be looked at."""
+        if isinstance(item.maker, Maker) and not item.store.path(start, end).exists():
+            return item.nfe * (end - start)
+        return 0 if self._looked_at(item, start, end) else end - start
 
     def make(
         self, begin: Callable[[int, str], None] | None = None, tick: Tick | None = None
@@ -186,8 +198,9 @@ class Work:
         """Make what is missing of this share: images and their features.
 
         Args:
-            begin: told the evaluations of a chunk that is to be sampled, and its row.
-            tick: told of the steps of that chunk.
+            begin: told the cost of a chunk before it is made, and its row: network evaluations,
+                or images where only features are missing.
+            tick: told how far that chunk is.
 
         Raises:
             NumericError: an image is not finite.
@@ -195,23 +208,28 @@ class Work:
         """
         for k, (turn, i, start, end) in enumerate(self._mine):
             item = self.items[i]
-            if begin is not None and not item.store.path(start, end).exists():
-                begin(item.nfe * (end - start), f"{item.title}: {end}/{self.n} images")
-            self._features_made(item, start, end, tick)
+            cost = self._cost(item, start, end)
+            if begin is not None and cost:
+                begin(cost, f"{item.title}: {end}/{self.n} images")
+            sampled = self._features_made(item, start, end, tick)
+            if tick is not None and cost and not sampled:
+                tick(1, 1)
             last = k + 1 == len(self._mine) or self._mine[k + 1][0] != turn
             yield Done(item, end, turn, last)
 
-    def _features_made(self, item: Item, start: int, end: int, tick: Tick | None) -> None:
-        """Make a chunk and its features unless they are there."""
+    def _features_made(self, item: Item, start: int, end: int, tick: Tick | None) -> bool:
+        """Make a chunk and its features unless they are there; return whether it was sampled."""
         chunk = None
         if isinstance(item.maker, Maker) and not item.store.path(start, end).exists():
             chunk = item.maker.make(start, end, tick)
             item.store.write(start, end, chunk)
+        sampled = chunk is not None
         item.store.open()
         for e in self.judge.extractors:
             if kept.chunk_features(e, item.store.folder, (start, end), None) is None:
                 chunk = chunk or self._whole(item, start, end)
                 kept.chunk_features(e, item.store.folder, (start, end), chunk.pixels)
+        return sampled
 
     def _whole(self, item: Item, start: int, end: int) -> Chunk:
         """Return a chunk; make it again if its file is damaged."""
@@ -222,21 +240,15 @@ class Work:
             item.store.write(start, end, chunk)
         return chunk
 
-    def missing(self) -> list[tuple[Item, int, int]]:
-        """Return the chunks of the whole work, not of this share, that are not there."""
-        return [
-            (item, start, end)
-            for item in self.items
-            for start, end in ranges(self.n)
-            if not self._there(item, start, end)
-        ]
+    def missing(self) -> int:
+        """Return how many chunks of the whole work, not of this share, are not there."""
+        looked = (self._looked_at(item, *span) for item in self.items for span in ranges(self.n))
+        return len(absent(self.items, self.n)) + sum(not there for there in looked)
 
-    def _there(self, item: Item, start: int, end: int) -> bool:
-        made = isinstance(item.maker, Given) or item.store.path(start, end).exists()
-        folder = item.store.folder
-        return made and all(
-            (folder / kept.mark(e) / f"{start:06d}-{end:06d}.npz").exists()
-            for e in self.judge.extractors
+    def _looked_at(self, item: Item, start: int, end: int) -> bool:
+        """Return whether the features of a chunk are there."""
+        return all(
+            kept.place(e, item.store.folder, (start, end)).exists() for e in self.judge.extractors
         )
 
     def line(self, item: Item, n: int) -> Line:
@@ -256,19 +268,23 @@ class Work:
         """
         features, labels = self._features(item, self.n), self._labels(item, self.n)
         found = self.judge.verdict(features, labels)
-        return self._line(item, self.n, found.figures), found
+        line = self._line(item, self.n, found.figures)
+        detail = {"per_class": [f.plain() for f in found.per_class]} if found.per_class else {}
+        if found.confusion is not None:
+            detail["confusion"] = found.confusion.tolist()
+        return replace(line, detail=detail), found
 
     def _line(self, item: Item, n: int, figures: tuple[Any, ...]) -> Line:
-        spent, first = [], []
+        spent, makers = [], {}
         for start, end in ranges(n):
             chunk = self._whole(item, start, end)
             spent.append(chunk.seconds / len(chunk.pixels))
-            if len(first) * 250 < SHOWN:
-                first.append(chunk.pixels)
+            makers[chunk.maker] = None
         return Line(
             item.title, item.group, item.name, item.weights, item.settings, item.nfe, n,
-            statistics.median(spent), figures, self.judge.protocol(), self.record(item),
-            torch.from_numpy(np.concatenate(first)[:SHOWN]),
+            statistics.median(spent), figures, self.judge.protocol(),
+            self._record(item, sorted(filter(None, makers))),
+            pixels=self.pixels(item, range(min(n, SHOWN))),
         )  # fmt: skip
 
     def outline(self) -> Line:
@@ -279,18 +295,19 @@ class Work:
             (), self.judge.protocol(),
         )  # fmt: skip
 
-    def record(self, item: Item) -> dict[str, Any]:
+    def _record(self, item: Item, makers: Sequence[str]) -> dict[str, Any]:
         """Return what belongs to a number beside its protocol and its settings."""
         facts: dict[str, Any] = {
-            "versions": {**versions(), **_installed("torch-fidelity")},
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "reference": self.judge.reals.name,
+            "measured with": {**versions(), **_installed("torch-fidelity")},
+            "measured on": f"{platform.machine()}, {torch.get_num_threads()} threads",
         }
         if isinstance(item.maker, Maker):
             cell, times = item.maker.cell, item.maker.plan.times
-            device = next(cell.model.denoiser.parameters()).device
             facts |= {
+                "sampled on": "; and ".join(makers),
                 "seeds": f"image i: {cell.seed} + i",
-                "device": _device(device),
+                "labels": cell.labels.rule,
                 "times": [round(t, 6) for t in times.tolist()]
                 if len(times) <= 101
                 else len(times),
@@ -300,11 +317,13 @@ class Work:
 
     def pixels(self, item: Item, ids: Sequence[int]) -> Tensor:
         """Return single images of a row, uint8, shape (len(ids), C, H, W)."""
-        found, spans = [], ranges(self.n)
-        for i in ids:
-            start, end = next(r for r in spans if r[0] <= i < r[1])
-            found.append(self._whole(item, start, end).pixels[i - start])
-        return torch.from_numpy(np.stack(found))
+        found: dict[int, NDArray[np.uint8]] = {}
+        for start, end in ranges(self.n):
+            mine = [i for i in ids if start <= i < end]
+            if mine:
+                pixels = self._whole(item, start, end).pixels
+                found |= {i: pixels[i - start] for i in mine}
+        return torch.from_numpy(np.stack([found[i] for i in ids]))
 
     def _features(self, item: Item, n: int) -> dict[str, Features]:
         """Return the features of the first n images, mapped from disk if they are large."""
@@ -327,11 +346,6 @@ class Work:
         else:
             labels = item.maker.labels(0, n)
         return torch.from_numpy(labels) if n and labels[0] >= 0 else None
-
-
-def _device(device: torch.device) -> str:
-    """Return what computed, in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _installed(name: str) -> dict[str, str]:
