@@ -92,17 +92,18 @@ def test_a_killed_evaluation_goes_on(run, capsys) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_keeps_what_is_finished(run, number, code) -> None:
     """Hours of sampling are asked for; the first chunk is kept, one line says so."""
-    words = ("compare", run, "--samplers", "ddim:900,ddim:1000", "-n", "5000", "-o", "c")
+    words = ("compare", run, "--samplers", "ddim:2,ddim:1000", "-n", "5000", "-o", "c")
     child = process(*words, cwd=".", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until = time.monotonic() + 150
     while not list(Path("c").rglob("cell.json")) and time.monotonic() < until:
         time.sleep(0.02)
-    time.sleep(1)
+    time.sleep(1.5)  # in the thousand steps of the second chunk
     child.send_signal(number)
     _, err = child.communicate(timeout=60)
     assert child.returncode == code, err
     assert "the same command goes on from there" in err.splitlines()[-1]
     assert "Traceback" not in err
+    assert len(list(Path("c/samples").glob("*/000000-000250.npz"))) == 1
 
 
 def test_shards_and_merge_are_one_process(run, capsys, monkeypatch) -> None:

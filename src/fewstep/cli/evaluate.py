@@ -233,9 +233,8 @@ def _finish(work: "Work", item: "Item", word: str, place: Path, form: str) -> No
         parts.append(sections.confusion(verdict.confusion, reals.classes))
     if verdict.pairs:
         made = work.pixels(item, [a for a, _, _ in verdict.pairs])
-        parts.append(
-            sections.pairs(verdict.pairs, made, reals.pixels(b for _, b, _ in verdict.pairs))
-        )
+        near = [(item.number(a), b, far) for a, b, far in verdict.pairs]
+        parts.append(sections.pairs(near, made, reals.pixels(b for _, b, _ in near)))
     html = page.render(
         f"{line.title}: how good", judged.lead([line]), parts, judged.facts([line]), []
     )

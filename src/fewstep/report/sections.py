@@ -81,7 +81,7 @@ def _group(lines: Sequence[Line], figure: str, several: bool) -> str:
 def _about(line: Line) -> str:
     """Return the number of images and the reference of a protocol in a few words."""
     reference = line.protocol.get("reference", {})
-    words = [reference.get(k, "") for k in ("name", "split")]
+    words = [line.record.get("reference", ""), reference.get("split", "")]
     against = f" against {', '.join(w for w in words if w)}" if any(words) else ""
     return f"{line.protocol.get('n', line.images)} images{against}"
 
@@ -281,4 +281,6 @@ def _strips(lines: Sequence[Line]) -> str:
     if not parts:
         return ""
     text = "The same seeds and classes in every strip, one under the other."
+    if len(lines) == 1:
+        text = "The first images."
     return f'<h3>Pictures</h3><p class="note">{text}</p><div class="strips">{"".join(parts)}</div>'

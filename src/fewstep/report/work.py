@@ -132,6 +132,10 @@ class Item:
         store = Store(root, f"given-{images.fingerprint[:12]}-{facts['n']}", facts)
         return cls(name, "", name, images.fingerprint, {}, 0, store, Given(images, n))
 
+    def number(self, i: int) -> int:
+        """Return what its maker calls image i: its place in their own order."""
+        return int(self.maker.ids[i]) if isinstance(self.maker, Given) else i
+
     def chunk(self, start: int, end: int) -> Chunk | None:
         """Return a chunk that is there, or None."""
         if isinstance(self.maker, Given):
