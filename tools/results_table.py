@@ -1,19 +1,19 @@
 """Write tables of stored results as Markdown.
 
 make demo && cp runs/demo/results.json docs/results/demo-digits.json
-python tools/results_table.py                 # into the README; with --check it only compares
+python tools/results_table.py                 # into their pages; with --check it only compares
 python tools/results_table.py FILE.json       # any results.json, to stdout
 python tools/results_table.py FILE.json FD-pixels   # as the talk's table of eta against S
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from fewstep.report import results, table
 from fewstep.report.results import Line
 
 ROOT = Path(__file__).resolve().parent.parent
-STORED = ROOT / "docs/results/demo-digits.json"
 BEGIN, END = "<!-- results: python tools/results_table.py -->", "<!-- end of results -->"
 FIGURES = ("accuracy", "FD-pixels")
 
@@ -43,23 +43,31 @@ def _short(lines: list[Line], slowest: float) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def readme(check: bool) -> int:
-    """Write the table of the demo into the README, or compare; return the exit code."""
-    page = ROOT / "README.md"
-    text = page.read_text("utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
-    now = f"{head}{BEGIN}\n{short(results.load(STORED))}\n{END}{tail}"
-    if check:
-        return 0 if now == text else 1
-    page.write_text(now, "utf-8")
-    return 0
+PAGES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
+    "README.md": ("docs/results/demo-digits.json", short),
+    "docs/results/ddim-digits.md": ("docs/results/ddim-digits.json", table.ddim_markdown),
+}
+"""Pages with a table: the stored results, and what makes the table."""
+
+
+def pages(check: bool) -> int:
+    """Write the tables into their pages, or compare; return the exit code."""
+    stale = 0
+    for name, (stored, made) in PAGES.items():
+        page = ROOT / name
+        text = page.read_text("utf-8")
+        head, rest = text.split(BEGIN)
+        now = f"{head}{BEGIN}\n{made(results.load(ROOT / stored))}\n{END}{rest.split(END)[1]}"
+        stale += now != text
+        if not check:
+            page.write_text(now, "utf-8")
+    return min(stale, 1) if check else 0
 
 
 def main(words: list[str]) -> int:
     """Do what the words ask for; return the exit code."""
     if words in ([], ["--check"]):
-        return readme(bool(words))
+        return pages(bool(words))
     lines = results.load(Path(words[0]))
     print(table.ddim_markdown(lines, words[1]) if words[1:] else table.markdown(lines))
     return 0

@@ -94,9 +94,9 @@ def test_a_short_demo_ends_in_a_report(tmp_path, capsys) -> None:
     said = capsys.readouterr()
     page = (out / "report.html").read_text("utf-8")
     lines = json.loads((out / "results.json").read_text())["lines"]
-    steps = [20, 20, 20, 20, 50, 50, 20, 10, 5, 10, 5, 10, 10, 50, 50, 1000, 50]
+    steps = [20, 20, 20, 20, 1000, 50, 50, 20, 10, 5, 10, 5, 10, 10, 50, 50]
     assert [x["settings"]["steps"] for x in lines] == steps
-    assert [x["nfe"] for x in lines][:5] == [20, 20, 40, 40, 50]
+    assert [x["nfe"] for x in lines][:5] == [20, 20, 40, 40, 1000]
     for line in lines:
         assert line["title"].split("(")[0] in said.out
         assert line["title"] in page
