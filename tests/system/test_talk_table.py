@@ -1,5 +1,6 @@
 """The talk's table on the shipped digits model: its shape, as stored and as it comes out here."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_larger_variance_is_worst_by_far_and_needs_its_steps(cells) -> None:
     for s in (10, 20):
         assert all(cells["sigma-hat", s].low > cells[eta, s].high for eta in ETAS[:-1])
     assert hat[0].value > 2 * max(cells[eta, 10].value for eta in ETAS[:-1])
-    assert all(b.value <= a.value or b.low <= a.high for a, b in zip(hat, hat[1:], strict=False))
+    assert all(b.value <= a.value or b.low <= a.high for a, b in pairwise(hat))
     assert hat[0].low > 2 * hat[2].high
     assert hat[1].low > hat[2].high
 
@@ -47,7 +48,7 @@ def test_the_larger_variance_is_worst_by_far_and_needs_its_steps(cells) -> None:
 def test_more_steps_are_not_worse_without_fresh_noise(cells) -> None:
     """Each step down the row falls, or stays within the intervals."""
     row = [cells[0, s] for s in STEPS]
-    for a, b in zip(row, row[1:], strict=False):
+    for a, b in pairwise(row):
         assert b.value <= a.value or b.low <= a.high
     assert row[-1].high < row[0].low
 
