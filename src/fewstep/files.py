@@ -5,6 +5,7 @@ file system does in one step: a process that dies while writing leaves the old f
 """
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,8 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses; nothing is left behind.
     """
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    # random, because processes of two machines may have one number
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield aside
         if sync:

@@ -1,7 +1,6 @@
 """Cells, their files and the work on them: what is made once is made the same everywhere."""
 
 import json
-import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from fewstep import data, sampling
 from fewstep.data import Images
 from fewstep.denoiser import NetDenoiser
 from fewstep.errors import DataError, NumericError
-from fewstep.metrics import Extractor, Features, pixels
+from fewstep.metrics import pixels
 from fewstep.model import Model, Sampling
 from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import Cosine, Tabulated
@@ -159,7 +158,7 @@ def test_a_chunk_comes_back_as_it_was(tmp_path) -> None:
 
 
 def test_a_damaged_chunk_is_none_and_gone(tmp_path) -> None:
-    """Every tenth byte flipped, cut anywhere, or of another cell: never taken for images."""
+    """Cut anywhere, or of another cell: never taken for images."""
     store = Store(tmp_path, "cell", {})
     chunk = Chunk(np.full((2, 1, 8, 8), 7, dtype=np.uint8), np.array([3, 4]), 1.5)
     store.write(0, 2, chunk)
@@ -167,7 +166,8 @@ def test_a_damaged_chunk_is_none_and_gone(tmp_path) -> None:
     good = path.read_bytes()
     for at in range(0, len(good), 10):
         path.write_bytes(good[:at])
-        assert store.read(0, 2) is None
+        with pytest.warns(UserWarning, match="damaged"):
+            assert store.read(0, 2) is None
         assert not path.exists()
     other = Store(tmp_path, "other", {})
     other.write(0, 2, chunk)
@@ -182,6 +182,7 @@ def test_a_folder_of_other_images_is_refused(tmp_path) -> None:
         Store(tmp_path, "cell", {"seed": 1})
 
 
+@pytest.mark.filterwarnings("ignore:.*damaged")
 def test_work_that_lost_chunks_ends_the_same(model, reals, tmp_path) -> None:
     work = work_on(model, reals, tmp_path)
     done = list(work.make())
@@ -265,72 +266,6 @@ def test_a_verdict_has_classes_and_copies(model, reals, tmp_path) -> None:
     assert rate.real == pytest.approx(0.05, abs=0.01)
     assert [a == b for a, b, _ in verdict.pairs] == [True] * len(verdict.pairs)
     assert len(verdict.per_class) == 10
-
-
-def counted() -> tuple[Extractor, list[int]]:
-    """An extractor that counts the images it is given."""
-    seen: list[int] = []
-
-    def call(u: torch.Tensor) -> Features:
-        seen.append(len(u))
-        return Features(u.flatten(1).float(), u.flatten(1)[:, :3].float())
-
-    return Extractor("counted", "abc", "none", call), seen
-
-
-def test_features_of_real_images_are_made_once(reals, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    extractor, seen = counted()
-    first = kept.real_features(extractor, reals.train)
-    assert sum(seen) == len(reals.train)
-    again = kept.real_features(extractor, reals.train)
-    assert sum(seen) == len(reals.train)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert torch.equal(first.vectors, torch.from_numpy(reals.train.pixels).flatten(1).float())
-    kept.real_features(extractor, reals.held_out)
-    kept.real_features(replace(extractor, weights="other"), reals.train)
-    assert sum(seen) == 2 * len(reals.train) + len(reals.held_out)
-
-
-def test_damaged_features_are_made_again(reals, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    extractor, seen = counted()
-    first = kept.real_features(extractor, reals.held_out)
-    paths = sorted((tmp_path / "features").rglob("*.npz"))
-    assert len(paths) == 2
-    for path in paths:
-        whole = path.read_bytes()
-        for i in (0, 40, len(whole) // 3, len(whole) // 2, len(whole) - 3):
-            path.write_bytes(whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :])
-            again = kept.real_features(extractor, reals.held_out)
-            assert torch.equal(first.vectors, again.vectors), i
-    assert sum(seen) > 2 * len(reals.held_out)
-
-
-def test_features_of_real_images_go_on_where_they_were(reals, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    extractor, seen = counted()
-
-    def stop(done: int, total: int) -> None:
-        assert total == len(reals.train)
-        if done == 500:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        kept.real_features(extractor, reals.train, stop)
-    kept.real_features(extractor, reals.train)
-    assert sum(seen) == len(reals.train)
-
-
-def test_a_cache_that_cannot_be_written_is_a_warning(reals, tmp_path, monkeypatch) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "file"))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        found = kept.real_features(counted()[0], reals.held_out)
-    assert len(found.vectors) == 450
-    mine = [str(w.message) for w in said if "features are not kept" in str(w.message)]
-    assert len(mine) == 1
 
 
 def test_what_cannot_be_judged_is_refused(reals) -> None:

@@ -7,8 +7,9 @@ measured under the same protocol.
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -115,6 +116,8 @@ def compare(  # budget: table
                 "and give the .json file that it writes"
             )
     from fewstep.cli.resolve import find
+    from fewstep.report import judge as judges
+    from fewstep.report import results
     from fewstep.report.work import Item, Work
 
     earlier = _earlier([m for m in models if Path(m).suffix == ".json"])
@@ -130,14 +133,16 @@ def compare(  # budget: table
     for f, ways in zip(found, rows, strict=True):
         subject = judged.subject(f, reals, rules, seed, device)
         items += [Item.of_row(way, subject, base / "samples", batch_size) for way in ways]
-    place = base if out else base / _label(items, rules, preset, samplers, spacing)
-    _refuse_loss(items, place)
+    mine = _keys(items, judges.terms(rules, reals))
+    place = base if out else base / _label(mine, rules, preset, samplers, spacing, precision)
+    _refuse_loss({*mine, *map(_key, earlier)}, place)
+    _refuse_mixed(earlier, found[0].name, judges.terms(rules, reals))
     if merge:
         meter.complete(items, rules.n, options.again(context))
     how = {"inception": inception, "precision": precision, "device": device, "folder": base}
     judge = judged.judge(rules, reals, **how)
     work = Work(judge, items, part)
-    _refuse_mixed(earlier, work)
+    results.same_protocol([*earlier, work.outline()])
     judged.made(place)
     console.note(f"folder: {place}; {len(items)} rows of {work.n} images")
     meter.do(work, _early if part == (0, 1) and not merge else None)
@@ -167,23 +172,36 @@ def _default(found: "list[Found]") -> Path:
     return Path("runs") / f"eval-{'-'.join(f.name for f in found)}"
 
 
-def _label(
-    items: "list[Item]",
+def _key(line: "Line") -> str:
+    """Return what tells a row from another: how it was made and what it was measured against."""
+    settings = json.dumps(line.settings, sort_keys=True)
+    terms = json.dumps(
+        {k: v for k, v in line.protocol.items() if k != "extractors"}, sort_keys=True
+    )
+    return f"{line.weights} {settings} {line.record.get('seeds')} {terms}"
+
+
+def _keys(items: "list[Item]", terms: dict[str, Any]) -> list[str]:
+    """Return the keys that rows will have."""
+    return [_key(item.outline(terms)) for item in items]
+
+
+def _label(  # budget: table
+    keys: list[str],
     rules: "Protocol",
     preset: str | None,
     samplers: str | None,
     spacing: str | None,
+    precision: str,
 ) -> str:
     """Return a name for the folder of a comparison that another comparison does not have."""
-    way = preset or "frontier"
-    if samplers is not None:
-        rows = json.dumps([(x.title, x.store.id) for x in items])
-        way = f"compare-{hashlib.sha256(rows.encode()).hexdigest()[:8]}"
-    return "-".join(x for x in (way, spacing, rules.name, f"n{rules.n}") if x)
+    way = "compare" if samplers is not None else preset or "frontier"
+    digest = hashlib.sha256("\n".join([*keys, precision]).encode()).hexdigest()[:8]
+    return "-".join(x for x in (way, spacing, rules.name, f"n{rules.n}", digest) if x)
 
 
-def _refuse_loss(items: "list[Item]", place: Path) -> None:
-    """Refuse a folder with the results of other rows.
+def _refuse_loss(keys: set[str], place: Path) -> None:
+    """Refuse a folder with results of rows that are not among these.
 
     Raises:
         UsageError: it holds another comparison, which would be lost.
@@ -191,14 +209,11 @@ def _refuse_loss(items: "list[Item]", place: Path) -> None:
     from fewstep.report import results
 
     path = place / "results.json"
-    if not path.exists():
-        return
-    mine = {(x.title, x.name, x.weights) for x in items}
-    lines = results.load(path)
-    if not mine <= {(x.title, x.model, x.weights) for x in lines}:
+    lost = [x for x in results.load(path) if _key(x) not in keys] if path.exists() else []
+    if lost:
         raise UsageError(
-            f"{path} holds another comparison ({', '.join(x.title for x in lines[:3])}, ...), "
-            "which would be lost: choose another folder with -o"
+            f"{path} holds other rows ({', '.join(x.title for x in lost[:3])}), which would be "
+            "lost: choose another folder with -o, or give this file to compare as well"
         )
 
 
@@ -226,12 +241,14 @@ def _rows(
     return spec.preset(preset or "frontier", settings, own, spacing or "uniform")
 
 
-def _refuse_mixed(earlier: "list[Line]", work: "Work") -> None:
-    """Refuse earlier lines of another protocol before hours of sampling, not after."""
+def _refuse_mixed(earlier: "list[Line]", name: str, terms: dict[str, Any]) -> None:
+    """Refuse earlier lines of another protocol before a judge is trained."""
     from fewstep.report import results
 
     if earlier:
-        results.same_protocol([*earlier, work.outline()])
+        first = earlier[0]
+        known = {**terms, "extractors": first.protocol["extractors"]}
+        results.same_protocol([*earlier, replace(first, title="", model=name, protocol=known)])
 
 
 def _only(lines: "list[Line]", out: Path | None) -> None:
@@ -239,8 +256,10 @@ def _only(lines: "list[Line]", out: Path | None) -> None:
     from fewstep.report import results
 
     results.same_protocol(lines)
-    place = judged.made(judged.folder(out or Path("runs") / "compare"))
-    _write(lines, place, [])
+    digest = hashlib.sha256("\n".join(map(_key, lines)).encode()).hexdigest()[:8]
+    place = judged.folder(out or Path("runs") / f"compare-{digest}")
+    _refuse_loss(set(map(_key, lines)), place)
+    _write(lines, judged.made(place), [])
 
 
 def _early(lines: "list[Line]", n: int) -> None:

@@ -116,10 +116,11 @@ def evaluate(  # budget: table
     said["guidance_scale"] = guidance_scale
     changes = {key: value for key, value in said.items() if value is not None}
     foreign = judged.is_images(model)
-    if foreign and changes:
+    idle = [*changes, *(k for k in ("seed", "batch_size") if options.said(context, k))]
+    if foreign and idle:
         raise UsageError(
-            f"--{next(iter(changes)).replace('_', '-')}: {model} holds finished images; only a "
-            "model is sampled"
+            f"--{idle[0].replace('_', '-')}: {model} holds finished images; only a model is "
+            "sampled"
         )
     from fewstep.report.work import Work
 
@@ -143,7 +144,16 @@ def evaluate(  # budget: table
     if console.rank():
         return
     meter.wait(work)
-    _finish(work, item, model, place, form)
+    more = {
+        "--data": data, "--protocol": protocol, "-n": number, "-o": out,
+        "--inception": inception, "--precision": precision,
+    }  # fmt: skip
+    plain = {"--protocol": "small-2k", "--precision": "fp32"}
+    words = [
+        w for k, v in more.items() if v is not None and v != plain.get(k) for w in (k, str(v))
+    ]
+    following = None if foreign else console.command("compare", model, *words)
+    _finish(work, item, place, form, following)
 
 
 def _model(  # budget: table
@@ -187,10 +197,15 @@ def _foreign(
     if len(images) < LEAST:
         raise DataError(f"{word}: {len(images)} images are too few; at least {LEAST} are needed")
     rules = replace(rules, n=min(rules.n, len(images)))
-    place = judged.folder(out or Path("runs") / f"eval-{Path(word).stem}", data, word)
+    whole = Path(word).expanduser().resolve()
+    place = judged.folder(out or Path("runs") / f"eval-{whole.stem}", data, word)
     reals = judged.reals(data, None)
     reals.check(images.shape, images.classes, word)
-    name = Path(word).name or word
+    if images.classes and reals.classes and images.classes != reals.classes:
+        pairs = zip(images.classes[:3], reals.classes, strict=False)
+        shown = ", ".join(f"{a} is {b}" for a, b in pairs)
+        console.note(f"labels of {word} are taken by index: {shown}, ...")
+    name = whole.name
     return rules, reals, Item.of_images(images, name, rules.n, place / "samples"), place
 
 
@@ -215,8 +230,8 @@ def _short(figure: "Figure") -> str:
     return f"{figure.name} {table.shown(figure, table.places([figure]))}"
 
 
-def _finish(work: "Work", item: "Item", word: str, place: Path, form: str) -> None:
-    """Measure, write results and page, print."""
+def _finish(work: "Work", item: "Item", place: Path, form: str, following: str | None) -> None:
+    """Measure, write results and page, print, with the command that follows if there is one."""
     from fewstep.cli import record
     from fewstep.report import page, results, sections
 
@@ -245,8 +260,8 @@ def _finish(work: "Work", item: "Item", word: str, place: Path, form: str) -> No
     _print(line, verdict)
     console.result(f"figures: {place / f'{stem}.json'}")
     console.result(f"report: {place / f'{stem}.html'}")
-    if line.settings:
-        console.result(f"next: {console.command('compare', word)}")
+    if following:
+        console.result(f"next: {following}")
 
 
 def _print(line: "Line", verdict: "Verdict") -> None:

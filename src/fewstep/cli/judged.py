@@ -67,13 +67,14 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     from fewstep.report.judge import LEAST, Reals
 
     theirs, options = own(found)
-    data = data or theirs
+    said, data = data, data or theirs
     if data is None:
         raise UsageError(
             "which real images to measure against is not known: give --data PATH (a folder, an "
             "npz file, or the word digits)"
         )
-    if Path(data).suffix.lower() in ARRAYS and Path(data).expanduser().is_file():
+    # what somebody names is the reference; what the model was trained on is parted as it was then
+    if said is not None and said != theirs and Path(said).suffix.lower() in ARRAYS:
         whole = door.load(data)
         return Reals(whole.name, whole)
     train, held_out = door.open(data, **options)
@@ -182,7 +183,7 @@ def judge(
             folder=None if folder is None else folder / "judge",
         )
     with console.bar("features of the real images") as tick:
-        found = judges.Judge(rules, reals, extractors, tick)
+        found = judges.Judge(rules, reals, extractors, tick, placed(device))
     features = ", ".join(e.name for e in found.extractors)
     console.note(
         f"protocol {found.rules.name}: {found.rules.n} images, features {features}, against "

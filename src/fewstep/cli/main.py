@@ -155,10 +155,11 @@ def _fail(message: str, code: int) -> int:
     """Say on stderr in one line why the command ended."""
     from fewstep.cli.console import one_line, rank
 
-    # Under torchrun all processes meet the same error; one of them says it.
-    if rank() == 0 or code in (BUG, RESOURCE):
+    # Under torchrun all processes meet the same wrong usage; one of them says it.
+    if rank() == 0 or code not in (USAGE, 75, INTERRUPTED):
         word = "stopped" if code in (75, INTERRUPTED) else "error"
-        print(f"fewstep: {word}: {one_line(message)}", file=sys.stderr, flush=True)
+        where = f" (process {rank()})" if rank() else ""
+        print(f"fewstep: {word}{where}: {one_line(message)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fewstep.report.results import Line
     from fewstep.report.work import Item, Work
 
+_PATIENCE = 300.0  # seconds to wait for features that somebody may still be making
 _LOOK = 0.1  # share of the time that early tables may take
 
 
@@ -140,16 +141,27 @@ def do(work: "Work", early: "Callable[[list[Line], int], None] | None" = None) -
 def wait(work: "Work", seconds: float = 7 * 86400) -> None:
     """Wait until the other processes of this torchrun have made their chunks.
 
+    When all images are there and no features have come for some minutes, this process makes the
+    rest itself as it measures.
+
     Raises:
-        DataError: they have not after all this time.
+        DataError: images are missing after all this time.
     """
-    until, said = time.monotonic() + seconds, 0.0
-    while work.missing():
-        if time.monotonic() > until:
+    from fewstep.report.work import absent
+
+    changed = time.monotonic()
+    until, said, count = changed + seconds, 0.0, -1
+    while (left := work.missing()) > 0:
+        now = time.monotonic()
+        if left != count:
+            count, changed = left, now
+        if now - changed > _PATIENCE and not absent(work.items, work.n):
+            return
+        if now > until:
             raise DataError("other processes did not finish their chunks; run the command again")
-        if time.monotonic() - said > console.EVERY:
-            said = time.monotonic()
-            console.note(f"  waiting for {work.missing()} chunks of other processes")
+        if now - said > console.EVERY:
+            said = now
+            console.note(f"  waiting for {left} chunks of other processes")
         time.sleep(0.2)
 
 

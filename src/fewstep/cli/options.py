@@ -111,7 +111,13 @@ def again(context: typer.Context, *, merge: bool = False) -> str:
         elif word != "--merge" and not word.startswith("--shard="):
             words.append(word)
     verb = str(context.info_name).rpartition(" ")[2]
-    return console.command(verb, *words, *(["--merge"] if merge else []))
+    return console.command(verb, *(["--merge"] if merge else []), *words)
+
+
+def said(context: typer.Context, name: str) -> bool:
+    """Return whether a parameter was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _options(command: Any) -> Iterable[str]:

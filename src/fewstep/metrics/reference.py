@@ -159,7 +159,11 @@ class Reference:
         return self._figure("KD", found.mean, intervals.around(found.mean, sd), floor, n)
 
     def _shares(self, made: Split) -> list[Figure]:
-        """Return precision and recall; the interval of recall counts the real images."""
+        """Return precision and recall.
+
+        Recall is a share of the real images, but new made images change it as no more than their
+        own number would: the interval counts the smaller of the two.
+        """
         shares = quality.precision_recall(self.real.vectors, made.vectors)
         ceiling, n = self._floor(
             "shares",
@@ -167,8 +171,9 @@ class Reference:
             lambda x: quality.precision_recall(self.real.vectors, x.vectors),
         )
         figures = []
-        for i, (kind, of) in enumerate((("precision", made), ("recall", self.real))):
-            ends = intervals.wilson(shares[i], len(of))
+        few = min(len(made), len(self.real))
+        for i, (kind, count) in enumerate((("precision", len(made)), ("recall", few))):
+            ends = intervals.wilson(shares[i], count)
             figures.append(
                 self._figure(kind, shares[i], ends, ceiling and ceiling[i:], n, "higher")
             )

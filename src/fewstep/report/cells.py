@@ -9,11 +9,12 @@ them, and the same i shows the same noise in every cell.
 """
 
 import hashlib
+import io
 import json
 import platform
 import time
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -211,7 +212,7 @@ class Maker:
                 f"{start + bad} is not finite; lower the guidance scale or take another sampler; "
                 "nothing of this chunk was kept"
             )
-        return Chunk(sampling.to_uint8(x).numpy(), asked, seconds, _maker(device))
+        return Chunk(sampling.to_uint8(x).numpy(), asked, seconds, machine(device))
 
     def _warm_up(self, size: int, cond: torch.Tensor | None) -> None:
         """Call the network once: the first call for a shape prepares its kernels."""
@@ -223,8 +224,8 @@ class Maker:
         self._warm.add(size)
 
 
-def _maker(device: torch.device) -> str:
-    """Return what samples here, in words: device, threads, versions."""
+def machine(device: torch.device) -> str:
+    """Return what computes here, in words: device, threads, versions."""
     what = device.type if device.type != "cuda" else torch.cuda.get_device_name(device)
     if device.type == "cpu":
         what = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -280,7 +281,7 @@ class Store:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(self._stated) as aside:
+            with replacing(self._stated, sync=True) as aside:
                 aside.write_text(json.dumps(self._identity, indent=1, sort_keys=True) + "\n")
         except OSError as e:
             raise ResourceError(f"cannot write {self.folder}: {e.strerror or e}") from e
@@ -308,7 +309,11 @@ class Store:
             raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
 
     def read(self, start: int, end: int) -> Chunk | None:
-        """Return a chunk, or None, and the file removed, if it is damaged."""
+        """Return a chunk, or None if it is not there or damaged; a damaged file is removed.
+
+        Raises:
+            ResourceError: the disk refuses to show it.
+        """
         path = self.path(start, end)
         arrays = loaded(path)
         if {*Chunk._fields, "cell"} <= set(arrays):
@@ -320,14 +325,29 @@ class Store:
 
 
 def loaded(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an npz file; nothing if it is not there or damaged."""
+    """Return the arrays of an npz file; nothing if it is not there or, with a warning, damaged.
+
+    Every member is read to its end before it is looked at, so that its checksum is compared.
+
+    Raises:
+        ResourceError: the disk refuses to show the file.
+    """
     try:
-        # opened here: numpy leaves the file open when its content is damaged
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (NotImplementedError, RuntimeError):  # of zipfile: flags that say packed or encrypted
+    except OSError as e:
+        raise ResourceError(f"cannot read {path}: {e.strerror or e}") from e
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        return {
+            name.removesuffix(".npy"): np.load(io.BytesIO(member), allow_pickle=False)
+            for name, member in members.items()
+        }
+    except Exception as e:  # of zipfile, zlib, numpy and the parsers that numpy calls
+        reason = " ".join(str(e).split()) or type(e).__name__
+        warnings.warn(f"{path} is damaged ({reason}) and will be made again", stacklevel=3)
         return {}
 
 

@@ -165,6 +165,18 @@ class Reals:
         return "held out", self.held_out, self.train
 
 
+def terms(rules: Protocol, reals: Reals) -> dict[str, Any]:
+    """Return what is known of a judge's protocol before it is one: all but the extractors."""
+    split, real, _ = reals.parts(rules.against)
+    return {
+        "name": rules.name,
+        "n": rules.n,
+        "quantisation": "8 bits, clipped and rounded; lossless",
+        "reference": {"split": split, "images": len(real), "fingerprint": real.fingerprint},
+        "parameters": PARAMETERS,
+    }
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a judge says of generated images.
@@ -191,6 +203,7 @@ class Judge:
         reals: the real images.
         extractors: in the order of `rules.extractors`.
         tick: told (images done, images) while features of real images are made.
+        device: where the extractors compute, for the record.
     """
 
     def __init__(
@@ -199,8 +212,10 @@ class Judge:
         reals: Reals,
         extractors: list[Extractor],
         tick: Callable[[int, int], None] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.rules, self.reals, self.extractors = rules, reals, extractors
+        self.device = device or torch.device("cpu")
         self.split, self.real, other = reals.parts(rules.against)
         self._references = {}
         for e in extractors:
@@ -209,20 +224,8 @@ class Judge:
 
     def protocol(self) -> dict[str, Any]:
         """Return what must be equal before two figures may stand in one column."""
-        return {
-            "name": self.rules.name,
-            "n": self.rules.n,
-            "extractors": {
-                e.name: {"weights": e.weights, "rule": e.rule} for e in self.extractors
-            },
-            "quantisation": "8 bits, clipped and rounded; lossless",
-            "reference": {
-                "split": self.split,
-                "images": len(self.real),
-                "fingerprint": self.real.fingerprint,
-            },
-            "parameters": PARAMETERS,
-        }
+        known = {e.name: {"weights": e.weights, "rule": e.rule} for e in self.extractors}
+        return {**terms(self.rules, self.reals), "extractors": known}
 
     def notes(self) -> list[str]:
         """Return what must be said beside the figures, one sentence each."""
@@ -265,7 +268,14 @@ class Judge:
     def _unseen(self, extractor: Extractor) -> Split | None:
         """Return real images that the classifier was not trained on, or None."""
         held_out = self.reals.held_out
-        return None if held_out is None else _split(extractor, held_out)
+        return None if held_out is None else self._part(extractor, held_out)
+
+    def _part(self, extractor: Extractor, images: Images) -> Split:
+        """Return the features of a real part that this judge holds."""
+        reference = self._references[extractor.name]
+        found = reference.real if images is self.real else reference.other
+        assert found is not None
+        return found
 
     def verdict(self, features: Mapping[str, Features], labels: Tensor | None) -> Verdict:
         """Return everything: figures, confusion, classes one by one, and copies.
@@ -291,7 +301,8 @@ class Judge:
             )
         if self.reals.held_out is not None:
             e = self.extractors[0]
-            train, held = (_split(e, part) for part in (self.reals.train, self.reals.held_out))
+            parts = (self.reals.train, self.reals.held_out)
+            train, held = (self._part(e, part) for part in parts)
             copied = metrics.copies(features[e.name].vectors, train.vectors, held.vectors)
             found.append(copied.rate)
             pairs = tuple(copied.pairs)

@@ -7,6 +7,7 @@ of images.
 """
 
 import hashlib
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -48,24 +49,21 @@ def real_features(
         vectors of shape (N, D) and logits (N, K) or None; memory-mapped if they are large.
     """
     folder = cache.folder().parent / "features" / images.fingerprint[:40]
-    unkept = False
 
     def pieces() -> Iterator[Features]:
-        nonlocal unkept
-        for start, end in ranges(len(images)):
-            found = chunk_features(extractor, folder, (start, end), None)
+        refused = False
+        for span in ranges(len(images)):
+            found = None if refused else chunk_features(extractor, folder, span, None)
             if found is None:
-                pixels = np.asarray(images.pixels[start:end])
+                found = extractor(torch.from_numpy(np.array(images.pixels[slice(*span)])))
                 try:
-                    found = chunk_features(extractor, folder, (start, end), pixels)
+                    if not refused:
+                        _keep(place(extractor, folder, span), found)
                 except ResourceError as error:
-                    if not unkept:
-                        warnings.warn(f"{error}; {_ELSEWHERE}", stacklevel=3)
-                    unkept = True
-                    found = extractor(torch.from_numpy(pixels.copy()))
+                    warnings.warn(f"{error}; {_ELSEWHERE}", stacklevel=3)
+                    refused = True
                 if tick is not None:
-                    tick(end, len(images))
-            assert found is not None
+                    tick(span[1], len(images))
             yield found
 
     return mapped(pieces(), len(images))
@@ -108,9 +106,22 @@ def mapped(pieces: Iterator[Features], n: int) -> Features:
 
 
 def _scratch(shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return an array in a file without a name."""
+    """Return an array in a file without a name.
+
+    Raises:
+        ResourceError: there is no room for it.
+    """
+    size = 4 * shape[0] * shape[1]
     with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        try:
+            if hasattr(os, "posix_fallocate"):  # else a full disk is noticed by being killed
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as e:
+            raise ResourceError(
+                f"no room for {size / 2**20:.0f} MiB of features in {tempfile.gettempdir()} "
+                f"({e.strerror or e}); set TMPDIR to a larger folder"
+            ) from e
+        return np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 
 def place(extractor: Extractor, folder: Path, span: tuple[int, int]) -> Path:
@@ -140,13 +151,20 @@ def chunk_features(
     if pixels is None:
         return None
     made = extractor(torch.from_numpy(np.array(pixels)))
-    arrays = {"vectors": made.vectors.numpy()}
-    if made.logits is not None:
-        arrays["logits"] = made.logits.numpy()
+    _keep(path, made)
+    return made
+
+
+def _keep(path: Path, features: Features) -> None:
+    """Write the features of a chunk.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    arrays = {name: x.numpy() for name, x in features._asdict().items() if x is not None}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as aside:
             np.savez(aside, **arrays)
     except OSError as e:
         raise ResourceError(f"cannot write {path}: {e.strerror or e}") from e
-    return made

@@ -186,10 +186,15 @@ def same_protocol(lines: Sequence[Line]) -> None:
         found = difference(lines[0].protocol, line.protocol)
         if found:
             more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            advice = "evaluate both under one protocol to compare them"
+            if all(text.startswith("extractors.classifier.weights ") for text in found):
+                advice = (
+                    "the judge's classifier was trained twice, with two results: measure both "
+                    "with one -o FOLDER, or copy FOLDER/judge to the other before measuring"
+                )
             raise UsageError(
                 f"{_name(lines[0])} and {_name(line)} were measured under different protocols: "
-                f"{'; '.join(found[:_SHOWN])}{more}; evaluate both under one protocol to compare "
-                "them"
+                f"{'; '.join(found[:_SHOWN])}{more}; {advice}"
             )
 
 

@@ -6,7 +6,6 @@ the first pass and every later one is better. What is made lies in files, so an 
 goes on where it was, and several processes or machines share one by taking every k-th chunk.
 """
 
-import platform
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from fewstep.data import Images
 from fewstep.metrics import Features
 from fewstep.model import Model
 from fewstep.report import kept
-from fewstep.report.cells import Cell, Chunk, Labels, Maker, Store, Tick, passes, ranges
+from fewstep.report.cells import Cell, Chunk, Labels, Maker, Store, Tick, machine, passes, ranges
 from fewstep.report.judge import Judge, Verdict
 from fewstep.report.results import Line
 from fewstep.report.spec import Row
@@ -131,6 +130,19 @@ class Item:
         facts = {"images": images.fingerprint, "n": min(n, len(images))}
         store = Store(root, f"given-{images.fingerprint[:12]}-{facts['n']}", facts)
         return cls(name, "", name, images.fingerprint, {}, 0, store, Given(images, n))
+
+    def outline(self, protocol: dict[str, Any]) -> Line:
+        """Return the row without figures under a protocol, whole or known in part."""
+        return Line(
+            self.title, self.group, self.name, self.weights, self.settings, self.nfe,
+            protocol["n"], 0.0, (), protocol, self.seeds(),
+        )  # fmt: skip
+
+    def seeds(self) -> dict[str, Any]:
+        """Return what a record says of the seeds."""
+        if isinstance(self.maker, Given):
+            return {}
+        return {"seeds": f"image i: {self.maker.cell.seed} + i"}
 
     def number(self, i: int) -> int:
         """Return what its maker calls image i: its place in their own order."""
@@ -293,24 +305,20 @@ class Work:
 
     def outline(self) -> Line:
         """Return the first row without figures: enough to see whether others may join it."""
-        item = self.items[0]
-        return Line(
-            item.title, item.group, item.name, item.weights, item.settings, item.nfe, self.n, 0.0,
-            (), self.judge.protocol(),
-        )  # fmt: skip
+        return self.items[0].outline(self.judge.protocol())
 
     def _record(self, item: Item, makers: Sequence[str]) -> dict[str, Any]:
         """Return what belongs to a number beside its protocol and its settings."""
         facts: dict[str, Any] = {
             "reference": self.judge.reals.name,
             "measured with": {**versions(), **_installed("torch-fidelity")},
-            "measured on": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "measured on": machine(self.judge.device),
         }
         if isinstance(item.maker, Maker):
             cell, times = item.maker.cell, item.maker.plan.times
             facts |= {
                 "sampled on": "; and ".join(makers),
-                "seeds": f"image i: {cell.seed} + i",
+                **item.seeds(),
                 "labels": cell.labels.rule,
                 "times": [round(t, 6) for t in times.tolist()]
                 if len(times) <= 101
