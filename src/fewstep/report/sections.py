@@ -23,7 +23,7 @@ _LARGE, _FEWER = 128, 6  # of large images, fewer
 _HEADS = (
     ("steps", "sampling steps asked for"),
     ("NFE", "network evaluations per image"),
-    ("images/s", "on this machine, the median over chunks, after a warm-up"),
+    ("images/s", "on the machine that sampled, the median over chunks, after a warm-up"),
 )
 
 
