@@ -47,19 +47,8 @@ def evaluate(  # budget: table
             "the model was trained on",
         ),
     ] = None,
-    protocol: Annotated[
-        str, typer.Option(metavar="NAME", help="small-1k, small-2k, small-10k, fid-10k, fid-50k")
-    ] = "small-2k",
-    number: Annotated[
-        int | None,
-        typer.Option(
-            "-n",
-            "--number",
-            parser=options.whole(1, 10_000_000),
-            metavar="N",
-            help="images, in place of the protocol's number; a protocol of its own",
-        ),
-    ] = None,
+    protocol: Annotated[str, judged.PROTOCOL] = "small-2k",
+    number: Annotated[int | None, judged.NUMBER] = None,
     sampler: Annotated[str | None, typer.Option(metavar="NAME", help="ddim, dpmpp, ...")] = None,
     steps: Annotated[
         int | None,
@@ -74,29 +63,17 @@ def evaluate(  # budget: table
     guidance_scale: Annotated[
         float | None, typer.Option(parser=_REAL, metavar="S", help="1 = plain conditional")
     ] = None,
-    seed: Annotated[
-        int, typer.Option(parser=options.seed, metavar="SEED", help="image i: SEED + i")
-    ] = 0,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/K", help="make only part I of K, on any machine; --merge measures them"
-        ),
-    ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="make nothing: measure what all shards have made")
-    ] = False,
+    seed: Annotated[int, judged.SEED] = 0,
+    shard: Annotated[str | None, judged.SHARD] = None,
+    merge: Annotated[bool, judged.MERGE] = False,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", help="where images and figures are kept"),
     ] = None,
     inception: Annotated[Path | None, judged.INCEPTION] = None,
     precision: Annotated[str, judged.PRECISION] = "fp32",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(parser=options.whole(1, 250), metavar="B", help="images sampled at once"),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    batch_size: Annotated[int | None, judged.BATCH] = None,
+    device: Annotated[str, judged.DEVICE] = "auto",
     form: Annotated[
         str,
         typer.Option(

@@ -297,6 +297,22 @@ def facts(lines: "list[Line]") -> dict[str, str]:
 
 EXTRAS = {"torch_fidelity": "eval", "matplotlib": "report"}
 
+# Options that `evaluate` and `compare` share.
+PROTOCOL = typer.Option(metavar="NAME", help="small-1k, small-2k, small-10k, fid-10k, fid-50k")
+NUMBER = typer.Option(
+    "-n",
+    "--number",
+    parser=options.whole(1, 10_000_000),
+    metavar="N",
+    help="images of each row, in place of the protocol's number; a protocol of its own",
+)
+SEED = typer.Option(parser=options.seed, metavar="SEED", help="image i: SEED + i")
+SHARD = typer.Option(
+    metavar="I/K", help="make only part I of K, on any machine; --merge measures them"
+)
+MERGE = typer.Option("--merge", help="sample nothing: measure what all shards have made")
+BATCH = typer.Option(parser=options.whole(1, 250), metavar="B", help="images sampled at once")
+DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")
 INCEPTION = typer.Option(
     metavar="FILE", help="weights of the TF-2015 Inception, where they are not in torch's cache"
 )

@@ -147,7 +147,9 @@ def notes(lines: Sequence[Line]) -> list[str]:
             )
         said.append(text)
     if any(line.nfe for line in lines):
-        said.append("NFE: network evaluations per image; images/s: where it was sampled, after warm-up")
+        said.append(
+            "NFE: network evaluations per image; images/s: where it was sampled, after warm-up"
+        )
     if any(line.early for line in lines):
         said.append("early: fewer images than the protocol asks for; the figures will move")
     return said
