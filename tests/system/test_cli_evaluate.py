@@ -121,7 +121,8 @@ def test_shards_and_merge_are_one_process(run, capsys, monkeypatch) -> None:
         code, out, _ = call(capsys, *words, "parts", "--shard", part)
         assert code == 0
         assert f"part {part} is done" in out
-        assert out.splitlines()[-1].endswith("-n 600 -o parts --merge")
+        assert " evaluate --merge " in out.splitlines()[-1]
+        assert out.splitlines()[-1].endswith("-n 600 -o parts")
         assert not list(Path("parts").glob("*.json"))
     assert len(list(Path().glob("cache */classifiers/*"))) == 1, "the judge learnt twice"
     for path in Path("parts/samples").glob("*/*/*.npz"):

@@ -14,7 +14,6 @@ PROTOCOL = {
     "n": 2000,
     "extractors": {"pixels": {"weights": "", "rule": "as they are"}},
     "reference": {
-        "name": "digits",
         "split": "held out",
         "images": 450,
         "fingerprint": "3fa9" * 16,
@@ -47,7 +46,11 @@ def line(row: spec.Row, distance: float, nfe: int, images: int = 2000, **change)
         "seconds": nfe * 1e-3,
         "figures": figures(distance, 0.98),
         "protocol": copy.deepcopy(PROTOCOL),
-        "record": {"seeds": "image i: 0 + i", "versions": {"fewstep": "0.1.0"}},
+        "record": {
+            "reference": "digits",
+            "seeds": "image i: 0 + i",
+            "versions": {"fewstep": "0.1.0"},
+        },
         "pixels": torch.arange(4 * 64, dtype=torch.uint8).reshape(4, 1, 8, 8),
     }
     return Line(**{**values, **change})
