@@ -72,9 +72,11 @@ def test_evaluate_again_makes_nothing_and_says_the_same(run, capsys) -> None:
     assert np.array(value["detail"]["confusion"]).sum(1).tolist() == [6] * 10
 
 
-def test_a_killed_evaluation_goes_on(run, capsys) -> None:
+@pytest.mark.parametrize("verb", ["evaluate", "compare"])
+def test_a_killed_command_goes_on(run, capsys, verb) -> None:
     """SIGKILL three times, at the first, the second and some file: the end is that of one go."""
-    words = ("evaluate", run, "-n", "750", "--steps", "12", "-o")
+    how = {"evaluate": ("--steps", "12"), "compare": ("--samplers", "ddim:5,dpmpp:9")}[verb]
+    words = (verb, run, "-n", "750", *how, "-o")
     for files in (1, 3, 5):
         child = process(*words, "killed", cwd=".", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         until = time.monotonic() + 120
