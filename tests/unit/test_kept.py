@@ -10,13 +10,14 @@ import torch
 
 from fewstep import data
 from fewstep.errors import ResourceError
+from fewstep.files import replacing
 from fewstep.metrics import Extractor, Features
 from fewstep.report import cells, kept
 from fewstep.report.cells import Chunk, Store
 
 pytest.importorskip("torch_fidelity")
 
-from fewstep.report.judge import Reals
+from fewstep.report.judge import Judge, Reals, protocol
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,46 @@ def test_a_cache_that_cannot_be_written_is_a_warning(reals, tmp_path, monkeypatc
     assert len(found.vectors) == 450
     mine = [str(w.message) for w in said if "features are not kept" in str(w.message)]
     assert len(mine) == 1
+
+
+def test_no_room_for_features_is_said(reals, tmp_path, monkeypatch) -> None:
+    """A disk that fills while it is mapped kills a process without a word."""
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
+    monkeypatch.setattr(kept, "_IN_MEMORY", 0)
+    found = kept.real_features(counted()[0], reals.held_out)
+    assert found.vectors.shape == (450, 64)
+    monkeypatch.setattr(kept.os, "posix_fallocate", full)
+    with pytest.raises(ResourceError, match=r"no room for .* TMPDIR"):
+        kept.real_features(counted()[0], reals.held_out)
+
+
+def test_a_judge_looks_at_real_images_once(reals, tmp_path, monkeypatch) -> None:
+    """However many rows it judges, and even where nothing can be kept."""
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "file"))
+    extractor, seen = counted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        judge = Judge(protocol("small-1k", 40), reals, [extractor])
+    assert sum(seen) == len(reals.train) + len(reals.held_out)
+    features = {"counted": extractor(torch.from_numpy(reals.train.pixels[:40]))}
+    before = sum(seen)
+    for _ in range(2):
+        judge.verdict(features, torch.from_numpy(reals.train.labels[:40]))
+    assert sum(seen) == before
+
+
+def test_two_writers_of_one_file_have_names_of_their_own(tmp_path) -> None:
+    """Also with one process number, as processes of two machines may have."""
+    path = tmp_path / "a.txt"
+    with replacing(path) as first:
+        first.write_text("first")
+        with replacing(path) as second:
+            assert second != first
+            second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
