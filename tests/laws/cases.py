@@ -61,6 +61,8 @@ def guided(kind: type[Denoiser], denoiser: Denoiser, log_prob: Any = None) -> De
     known = {
         "denoiser": denoiser,
         "plain": denoiser,
+        "good": denoiser,
+        "weak": denoiser,
         "guided": guide.ClassifierFree(denoiser, 2.5),
         "log_prob": log_prob,
         "scale": 2.5,

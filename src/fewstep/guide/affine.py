@@ -1,11 +1,4 @@
-"""Guidance: denoisers around denoisers.
-
-Each combinator here takes a denoiser and is one, so guidance meets any solver, any objective and
-any other guidance. `scale` has one meaning everywhere, the exponent s in p(x) p(y|x)^s at one
-noise level: 0 is unconditional, 1 the plain conditional model, more than 1 guided. The talk's w is
-s - 1 for classifier-free guidance and s for classifier guidance. (Across noise levels the guided
-fields do not sample that sharpened density: see the law with two Gaussians.)
-"""
+"""Guidances that are affine: sums of predictions and gradients, the same in every view."""
 
 import math
 from collections.abc import Callable
@@ -20,6 +13,21 @@ from fewstep.prediction import Prediction
 from fewstep.shapes import Number
 
 _DOUBLE_UP_TO = 4  # images; above it one doubled batch is slower than two calls on a CPU
+
+
+def check_scale(scale: float) -> None:
+    """Raise UsageError unless a guidance scale is a finite number."""
+    if not math.isfinite(scale):
+        raise UsageError(f"guidance scale {scale}: must be a finite number")
+
+
+def check_null(denoiser: Denoiser, what: str) -> None:
+    """Raise UsageError unless a denoiser knows the null condition."""
+    if not denoiser.null:
+        raise UsageError(
+            f"{what}: this model never saw the null condition (it was trained without label "
+            "dropout); use scale 1, or train it with objective.drop=0.1"
+        )
 
 
 class ClassifierFree(Denoiser):
@@ -41,14 +49,9 @@ class ClassifierFree(Denoiser):
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
         super().__init__()
-        if not math.isfinite(scale):
-            raise UsageError(f"guidance scale {scale}: must be a finite number")
-        if not denoiser.null and scale != 1:
-            raise UsageError(
-                f"guidance scale {scale}: this model never saw the null condition (it was "
-                "trained without label dropout); use scale 1, or train it with "
-                "objective.drop=0.1"
-            )
+        check_scale(scale)
+        if scale != 1:
+            check_null(denoiser, f"guidance scale {scale}")
         self.denoiser, self.scale, self.process = denoiser, float(scale), denoiser.process
         self.null = denoiser.null
 
@@ -58,21 +61,37 @@ class ClassifierFree(Denoiser):
             return self.denoiser(x_t, t, cond)
         if self.scale == 0:
             return self.denoiser(x_t, t)
-        if x_t.shape[0] > _DOUBLE_UP_TO and not x_t.is_cuda:
-            return self.denoiser(x_t, t).lerp(self.denoiser(x_t, t, cond), self.scale)
-        times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-        both = self.denoiser(
-            torch.cat([x_t, x_t]), times, torch.cat([torch.full_like(cond, -1), cond])
-        )
-        alpha, sigma = self.denoiser.levels(x_t, t)
-        uncond, guided = both.x0.chunk(2)
-        eps_uncond, eps_guided = both.eps.chunk(2)
-        half = Prediction(x_t, alpha, sigma, uncond, eps_uncond)
-        return half.lerp(Prediction(x_t, alpha, sigma, guided, eps_guided), self.scale)
+        uncond, given = branches(self.denoiser, x_t, t, cond)
+        return uncond.lerp(given, self.scale)
 
     def cost(self, t: float) -> int:
         """Return twice the cost of the denoiser, or once at scale 0 and 1."""
         return self.denoiser.cost(t) * (1 if self.scale in (0, 1) else 2)
+
+
+def branches(
+    denoiser: Denoiser, x_t: Tensor, t: Number, cond: Tensor
+) -> tuple[Prediction, Prediction]:
+    """Return the unconditional and the conditional prediction, in one call or in two.
+
+    Few images fill neither a GPU nor a CPU, and a GPU is better filled by one doubled batch at
+    any size; on a CPU a doubled batch of many images is slower than two calls.
+
+    Args:
+        denoiser: a denoiser that knows the null condition.
+        x_t: noisy batch, shape (B, *).
+        t: times, a float or (B,).
+        cond: classes, shape (B,).
+    """
+    if x_t.shape[0] > _DOUBLE_UP_TO and not x_t.is_cuda:
+        return denoiser(x_t, t), denoiser(x_t, t, cond)
+    times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+    both = denoiser(torch.cat([x_t, x_t]), times, torch.cat([torch.full_like(cond, -1), cond]))
+    alpha, sigma = denoiser.levels(x_t, t)
+    x0, eps = both.x0.chunk(2), both.eps.chunk(2)
+    wide = (None, None) if both.variance is None else both.variance.chunk(2)
+    first, second = (Prediction(x_t, alpha, sigma, x0[i], eps[i], wide[i]) for i in (0, 1))
+    return first, second
 
 
 class LogProb(Denoiser):
@@ -99,8 +118,7 @@ class LogProb(Denoiser):
         self, denoiser: Denoiser, log_prob: Callable[[Tensor, Number, Cond], Tensor], scale: float
     ) -> None:
         super().__init__()
-        if not math.isfinite(scale):
-            raise UsageError(f"guidance scale {scale}: must be a finite number")
+        check_scale(scale)
         self.denoiser, self.log_prob, self.scale = denoiser, log_prob, float(scale)
         self.process, self.null = denoiser.process, denoiser.null
 
@@ -109,14 +127,59 @@ class LogProb(Denoiser):
         plain = self.denoiser(x_t, t, cond)
         if self.scale == 0 or cond is None:
             return plain
+        return plain.shift_score(self.gradient(x_t, t, cond))
+
+    def gradient(self, x_t: Tensor, t: Number, cond: Cond) -> Tensor:
+        """Return scale times the gradient of log p(y | x_t) in x_t, shape (B, *)."""
         with torch.enable_grad():
             x = x_t.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(x, t, cond).sum(), x)
-        return plain.shift_score(self.scale * gradient)
+        return self.scale * gradient
 
     def cost(self, t: float) -> int:
         """Return the cost of the denoiser; the classifier is not counted."""
         return self.denoiser.cost(t)
+
+
+class Auto(Denoiser):
+    """Guide with the difference between a good model and a weaker one of its family.
+
+    prediction = weak + scale (good - weak), both asked with the same condition, so it works on
+    unconditional models too. The weak one is smaller, or less trained, or both; it makes the same
+    mistakes, only larger. At scale 1 it is not asked.
+
+    Args:
+        good: the denoiser to improve.
+        weak: a weaker denoiser of the same process.
+        scale: 1 is `good` itself, more than 1 guided; any finite number.
+
+    Raises:
+        UsageError: scale is not finite, or the processes differ.
+
+    Source: Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself", 2024, eq. 3
+        (arXiv 2406.02507).
+    """
+
+    def __init__(self, good: Denoiser, weak: Denoiser, scale: float) -> None:
+        super().__init__()
+        check_scale(scale)
+        if good.process.describe() != weak.process.describe():
+            raise UsageError(
+                f"autoguidance: the weak model has the process {weak.process.describe()}, the "
+                f"good one {good.process.describe()}; take models of one process"
+            )
+        self.good, self.weak, self.scale = good, weak, float(scale)
+        self.process, self.null = good.process, good.null
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Return the guided prediction."""
+        if self.scale == 1:
+            return self.good(x_t, t, cond)
+        return self.weak(x_t, t, cond).lerp(self.good(x_t, t, cond), self.scale)
+
+    def cost(self, t: float) -> int:
+        """Return the cost of both, or of the good one alone at scale 1."""
+        return self.good.cost(t) + (0 if self.scale == 1 else self.weak.cost(t))
 
 
 class Interval(Denoiser):
@@ -165,37 +228,6 @@ class Interval(Denoiser):
         return (self.guided if self.low < ratio <= self.high else self.plain).cost(t)
 
 
-class Clamp(Denoiser):
-    """Clip the predicted clean image to the range of the data; eps follows.
-
-    Clipping must be the outermost guidance: clipped branches no longer combine affinely.
-
-    Args:
-        denoiser: any denoiser.
-        low: smallest value of the data.
-        high: largest value of the data, > low.
-
-    Source: Ho et al., 2020, released program; Dhariwal and Nichol, 2021, released program
-        (`clip_denoised`), which re-derives eps as done here.
-    """
-
-    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
-        super().__init__()
-        if not low < high:
-            raise ValueError(f"clamp to [{low}, {high}]: low must be below high")
-        self.denoiser, self.low, self.high = denoiser, low, high
-        self.process, self.null = denoiser.process, denoiser.null
-
-    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-        """Return the clipped prediction."""
-        prediction = self.denoiser(x_t, t, cond)
-        return prediction.with_x0(prediction.x0.clamp(self.low, self.high))
-
-    def cost(self, t: float) -> int:
-        """Return the cost of the denoiser."""
-        return self.denoiser.cost(t)
-
-
 class Unconditional(Denoiser):
     """Ask the denoiser without the condition, whatever condition is given.
 
@@ -223,7 +255,3 @@ class Unconditional(Denoiser):
     def cost(self, t: float) -> int:
         """Return the cost of the denoiser."""
         return self.denoiser.cost(t)
-
-
-ALL: tuple[type[Denoiser], ...] = (ClassifierFree, LogProb, Interval, Clamp, Unconditional)
-"""Every guidance: the laws run over this list."""
