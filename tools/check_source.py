@@ -36,7 +36,9 @@ COMMAND = (
 )
 THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("errors", "files"), (set[str](), set[str]())),
-    **dict.fromkeys(("shapes", "process", "prediction", "denoiser", "exact", "nets"), CORE),
+    **dict.fromkeys(
+        ("shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets"), CORE
+    ),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "distill"), CORE),
     "likelihood": CORE,
     "model": ({"torch", "numpy"}, {"safetensors"}),
@@ -49,8 +51,9 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "__init__": (set(), set()),
     "__main__": (set(), set()),
 }
-SHAPED = {"shapes", "process", "prediction", "denoiser", "exact", "nets", "data", "guide"} | {
-    "solvers", "objectives", "metrics", "distill", "edit", "likelihood"
+SHAPED = {
+    "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets", "data", "guide",
+    "solvers", "objectives", "metrics", "distill", "edit", "likelihood",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

@@ -231,7 +231,8 @@ class NetDenoiser(Denoiser):
 
     Args:
         net: net(x, label, cond) -> out, with x and out of shape (B, *) and label of shape (B,), or
-            (1,) where the whole batch has one noise level.
+            (1,) where the whole batch has one noise level. A network that answers with twice the
+            channels of x_t says the learned variance in the second half.
         process: how the data became noise.
         param: how the output is to be read.
         label: what the network is told about the noise level.
@@ -267,6 +268,11 @@ class NetDenoiser(Denoiser):
         out = self.net(x_in, self._told(x_t, t), cond)
         if out.dtype != x_t.dtype:
             out = out.to(x_t.dtype)
+        if out.ndim > 1 and out.shape[1] == 2 * x_t.shape[1]:
+            out, variance = out.chunk(2, dim=1)
+            prediction = self.param.read(x_t, alpha, sigma, out)
+            prediction.variance = variance
+            return prediction
         return self.param.read(x_t, alpha, sigma, out)
 
     def _told(self, x_t: Tensor, t: Number) -> Tensor:

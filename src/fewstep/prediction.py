@@ -29,7 +29,9 @@ class Prediction:
         sigma: noise level, a float or (B, 1, ...).
         x0: clean batch, shape of x_t, or None when another view is given.
         eps: noise, shape of x_t, or None when another view is given.
-        variance: learned variance of the reverse step (Nichol and Dhariwal, 2021), shape of x_t.
+        variance: where the learned variance of the reverse step lies between its two bounds,
+            about -1 (the posterior's) to 1 (the large one), not limited to that, shape of x_t
+            (Nichol and Dhariwal, 2021, eq. 15).
         v: velocity, shape of x_t, or None when another view is given.
     """
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from fewstep import guide, solvers
 from fewstep.denoiser import EPS, Cond, Denoiser, NetDenoiser, index
 from fewstep.exact import Mixture
+from fewstep.objectives import Chain
+from fewstep.prediction import Prediction
 from fewstep.process import EDM, Tabulated
 from fewstep.solvers import DDIM, DDPM, Heun, Solver, grids
 
@@ -44,12 +46,20 @@ def check(name: str, got: Tensor, want: Tensor, tolerance: str) -> None:
 
 
 class Toy(nn.Module):
-    """The closed-form network of the cases: eps = 0.9 tanh(x) + 0.1 sin(t / 100) x."""
+    """The closed-form network of the cases: eps = 0.9 tanh(x) + 0.1 sin(t / 100) x.
+
+    With a learned variance the second half of the channels is tanh(x / 2).
+    """
+
+    def __init__(self, learned: bool = False) -> None:
+        super().__init__()
+        self.learned = learned
 
     def forward(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
         del cond
         wave = torch.sin(label / 100).reshape(-1, *(1,) * (x.ndim - 1))
-        return 0.9 * torch.tanh(x) + 0.1 * wave * x
+        eps = 0.9 * torch.tanh(x) + 0.1 * wave * x
+        return torch.cat([eps, torch.tanh(0.5 * x)], dim=1) if self.learned else eps
 
 
 TOY = r"eps\(x,t\)=0\.9\*tanh\(x\)\+0\.1\*sin\(t/100\)\*x"
@@ -59,7 +69,10 @@ def toy(settings: dict[str, Any], table: Tabulated) -> Denoiser:
     """Return the toy as a denoiser of the table; refuse a case that describes another one."""
     said = settings.get("EPS") or settings["defs"]["EPS"]
     assert re.match(TOY, said), f"another toy network: {said}"
-    return NetDenoiser(Toy(), table, EPS, index)
+    learned = settings.get("model") == "LEARNED"
+    if learned:
+        assert "tanh(0.5*x)" in settings["defs"]["LEARNED"]
+    return NetDenoiser(Toy(learned), table, EPS, index)
 
 
 def table_of(settings: dict[str, Any]) -> Tabulated:
@@ -119,27 +132,30 @@ def check_respacing(settings: dict[str, Any], tensors: dict[str, Tensor]) -> Non
 
 def check_traj(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """guided-diffusion's DDIM and DDPM: the state and the (clipped) x0 after every step."""
-    if settings["variance"] not in ("FIXED_SMALL", "FIXED_LARGE"):
-        pytest.skip("learned variance: not offered yet")
     guidance = settings.get("guidance")
-    if guidance and not guidance.startswith("condition_score"):
-        pytest.skip(f"guidance by {guidance}: not offered yet")
     p = table_of(settings)
     denoiser = toy(settings, p)
     if settings["clip_denoised"]:
         denoiser = guide.Clamp(denoiser)
-    if guidance:  # the program shifts eps after clipping, hence the order
+    push = None
+    if guidance:
         said = settings["defs"]["COND"]
         found = re.search(r"grad log p\(y\|x\) = (-[\d.]+)\*\(x-([\d.]+)\)", said)
         assert found, f"another gradient: {said}"
         slope, centre = float(found.group(1)), float(found.group(2))
-        denoiser = guide.LogProb(
+        shifted = guide.LogProb(
             denoiser, lambda x, t, y: (slope / 2 * (x - centre) ** 2).flatten(1).sum(1), 1.0
         )
+        if guidance.startswith("condition_score"):
+            denoiser = shifted  # the program shifts eps after clipping, hence the order
+        else:
+            assert guidance.startswith("condition_mean"), f"another guidance: {guidance}"
+            push = shifted.gradient
     if settings["kind"] == "ddim":
         solver: Solver = DDIM(float(settings["eta"]))
     else:
-        solver = DDPM({"FIXED_SMALL": "small", "FIXED_LARGE": "large"}[settings["variance"]])
+        named = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED_RANGE": "learned"}
+        solver = DDPM(named[settings["variance"]], push)
     times = grids.from_indices(kept(settings, p), p.steps)
     cond = torch.zeros(len(tensors["x_T"]), dtype=torch.long) if guidance else None
     x = tensors["x_T"]
@@ -208,6 +224,37 @@ def check_encode(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     )
 
 
+def check_losses(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """guided-diffusion's losses per sample, for given indices and noise.
+
+    SCHEDULE.LOSS.VARIANCE.TERM: mse, vb in bits per dimension, and the loss that they make.
+    """
+    named = {"FIXED_SMALL": "small", "FIXED_LARGE": "large", "LEARNED_RANGE": "learned"}
+    x0, noise = tensors["x_0"], tensors["noise"]
+    for key, want in tensors.items():
+        if "." not in key:
+            continue
+        schedule, kind, variance, term = key.split(".")
+        p = Tabulated(schedule, 1000)
+        t = (tensors["t"].double() + 1) / p.steps
+        said = {**settings, "model": "LEARNED" if variance == "LEARNED_RANGE" else "EPS"}
+        denoiser = toy(said, p)
+        alpha, sigma = (c.to(x0.dtype) for c in denoiser.levels(x0, t))
+        truth = Prediction(alpha * x0 + sigma * noise, alpha, sigma, x0, noise)
+        guess = denoiser(truth.x_t, t)
+        chain = Chain.of(p, named[variance], approximate=True)
+        mse = (guess.eps - noise).square().flatten(1).mean(1)
+        bits = chain.term(p, guess, truth, t)
+        # the programs scale the rescaled losses by T, and the hybrid's bound by T / 1000
+        whole = {
+            "MSE": mse, "KL": bits, "RESCALED_KL": chain.steps * bits,
+            "RESCALED_MSE": mse + chain.steps / 1000 * bits,
+        }  # fmt: skip
+        rescaled = chain.steps / 1000 * bits
+        got = {"loss": whole[kind], "mse": mse, "vb": rescaled}[term]
+        check(key, got, want, settings["tolerance"])
+
+
 def check_heun(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """EDM's deterministic sampler on an exact mixture, float64."""
     given = dict(settings["settings"])
@@ -242,6 +289,7 @@ CHECKS: dict[str, Check] = {
     "ddim_quad_": check_ddim,
     "ddpm_sigma_hat": check_sigma_hat,
     "ddim_encode": check_encode,
+    "losses_ddpm": check_losses,
     "edm_heun": check_heun,
 }
 # Prefixes of the reference programs that other modules compare, or that nothing offers yet.
@@ -251,7 +299,9 @@ ELSEWHERE = (
     "consistency_",
     "edm_ablation_",
     "glide_",
-    "losses_",
+    "losses_consistency",
+    "losses_dsm",
+    "losses_sliced",
 )
 PATHS = sorted(DIRECTORY.glob("*.json"))
 CASES = [(prefix, path) for prefix in CHECKS for path in PATHS if path.name.startswith(prefix)]

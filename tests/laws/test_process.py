@@ -9,8 +9,8 @@ import torch
 
 from fewstep import process, shapes
 from fewstep.process import Process, Tabulated
+from fewstep.reverse import posterior
 from fewstep.solvers import grids
-from fewstep.solvers.base import posterior
 from laws.cases import PROCESSES, largest
 
 TIMES = torch.linspace(0.001, 0.999, 257, dtype=torch.float64)

@@ -13,9 +13,9 @@ from fewstep.denoiser import Cond, Denoiser
 from fewstep.exact import Gaussian
 from fewstep.prediction import Prediction
 from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
+from fewstep.reverse import posterior
 from fewstep.shapes import Number, like
 from fewstep.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Solver, grids
-from fewstep.solvers.base import posterior
 from laws.cases import (
     DETERMINISTIC,
     PROCESSES,

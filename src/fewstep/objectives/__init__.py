@@ -1,10 +1,24 @@
 """Objectives: from a denoiser and a clean batch to per-sample losses.
 
 objective(denoiser, x0, cond, step, noise) -> losses (B,). `Denoising` covers DDPM, EDM, v and
-denoising score matching; `times` holds the laws of training times and `weights` the loss weights.
+denoising score matching; `Hybrid` and `Bound` train a learned variance, of which the bound in
+bits per dimension is the only judge (`bits_per_dim`); `times` holds the laws of training times and
+`weights` the loss weights.
 """
 
 from fewstep.objectives import times, weights
+from fewstep.objectives.bound import Bound, Chain, Hybrid, bits_per_dim, log_likelihood
 from fewstep.objectives.denoising import Denoising, Objective, noised
 
-__all__ = ["Denoising", "Objective", "noised", "times", "weights"]
+__all__ = [
+    "Bound",
+    "Chain",
+    "Denoising",
+    "Hybrid",
+    "Objective",
+    "bits_per_dim",
+    "log_likelihood",
+    "noised",
+    "times",
+    "weights",
+]

@@ -77,12 +77,23 @@ class Denoising:
         n = x0.shape[0]
         t = self.times(denoiser.process, n, noise)
         truth = noised(denoiser, x0, t, noise)
-        if cond is not None and self.drop > 0:
-            gone = torch.rand(n, generator=noise, device=noise.device) < self.drop
-            cond = cond.masked_fill(gone, -1)
-        guess = denoiser(truth.x_t, t, cond)
+        guess = denoiser(truth.x_t, t, dropped(cond, self.drop, noise))
         error = guess.view(self.view) - truth.view(self.view)
         return (self.weight(truth) * error.square()).flatten(1).mean(1)
+
+
+def dropped(cond: Cond, drop: float, noise: torch.Generator) -> Cond:
+    """Return classes, each replaced by the null condition with probability `drop`.
+
+    Args:
+        cond: shape (B,), or None.
+        drop: in [0, 1].
+        noise: generator on the device of cond.
+    """
+    if cond is None or drop == 0:
+        return cond
+    gone = torch.rand(len(cond), generator=noise, device=noise.device) < drop
+    return cond.masked_fill(gone, -1)
 
 
 def noised(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: torch.Generator) -> Prediction:

@@ -1,4 +1,4 @@
-"""The samplers of the talk: DDIM with its dial eta, and DDPM with its two variances.
+"""The samplers of the talk: DDIM with its dial eta, and DDPM with its three variances.
 
 Both take the predicted point (x0, eps) and put it down on the line of an earlier time,
 
@@ -10,6 +10,7 @@ at 1000 steps and ruins the images at 10.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,10 +20,11 @@ from torch import Tensor
 from fewstep import shapes
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.errors import UsageError
-from fewstep.prediction import scaled_sum
+from fewstep.prediction import Prediction, scaled_sum
 from fewstep.process import Process
+from fewstep.reverse import posterior
 from fewstep.shapes import Number, like
-from fewstep.solvers.base import Noise, Solver, draw, posterior
+from fewstep.solvers.base import Noise, Solver, draw
 
 
 @dataclass(frozen=True)
@@ -100,31 +102,38 @@ class DDIM(Solver):
 
 @dataclass(frozen=True)
 class DDPM(Solver):
-    """Step along the reverse chain with a fixed variance.
+    """Step along the reverse chain with a fixed variance or the one that the network learned.
 
         mean = a sigma_s^2 / sigma_t^2 x_t + alpha_s var_ts / sigma_t^2 x0,   a = alpha_t / alpha_s
         std  = sqrt(tilde) ("small") or sqrt(var_ts) ("large", the talk's sigma-hat)
+        log std^2 = f log var_ts + (1 - f) log tilde, f = (v + 1) / 2 ("learned", v the network's)
 
     "small" is DDIM(1). "large" keeps that mean and exceeds its noise, so that strided chains
     drift from the marginals: the talk's CIFAR-10 row 367 at 10 steps. No noise is added by a
     step that ends on clean data.
 
     Args:
-        variance: "small" or "large".
+        variance: "small", "large" or "learned".
+        push: push(x_t, t, cond), shape (B, *), the gradient of a log-probability: the mean moves
+            by std^2 push, as ADM's ancestral sampler guides. `guide.LogProb(...).gradient` is one.
+            For any other solver, and by default for this one, `LogProb` shifts eps instead.
 
     Raises:
-        UsageError: another name.
+        UsageError: another name; "learned" and a model that says no variance (when stepping).
 
     Source: Ho et al., 2020, eq. 6-7 and section 3.2 (arXiv 2006.11239); sigma-hat: Song et al.,
-        2021, section 5.1 (arXiv 2010.02502).
+        2021, section 5.1 (arXiv 2010.02502); learned: Nichol and Dhariwal, 2021, eq. 15
+        (arXiv 2102.09672); push: Dhariwal and Nichol, 2021, algorithm 1 (arXiv 2105.05233),
+        with the gradient at x_t as the released program takes it.
     """
 
     variance: str = "small"
+    push: Callable[[Tensor, Number, Cond], Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Check the name."""
-        if self.variance not in ("small", "large"):
-            raise UsageError(f'variance "{self.variance}": allowed are small and large')
+        if self.variance not in ("small", "large", "learned"):
+            raise UsageError(f'variance "{self.variance}": allowed are small, large and learned')
 
     @property
     def stochastic(self) -> bool:
@@ -142,16 +151,38 @@ class DDPM(Solver):
         noise: Noise | None = None,
     ) -> tuple[Tensor, Any]:
         """Return x_s; see `Solver.step`."""
-        del carry
         p = denoiser(x, t, cond)
         process = denoiser.process
         alpha_s, sigma_s = process.levels(s)
-        if shapes.at_zero(sigma_s):
-            return alpha_s * p.x0, None
         var_ts, tilde = posterior(process, t, s)
+        if shapes.at_zero(sigma_s):
+            end = alpha_s * p.x0
+            if self.push is None or self.variance == "small" or carry is None:
+                return end, None
+            # the program's variance of this step, which is 0, has that of the step before as floor
+            var = carry if self.variance == "large" else self._learned(p, var_ts, carry) ** 2
+            return end + like(var, x) * self.push(x, t, cond), None
         var_t = process.sigma(t) ** 2
         c_t = process.alpha(t) / alpha_s * sigma_s * sigma_s / var_t
         mean = scaled_sum(like(alpha_s * var_ts / var_t, x), p.x0, like(c_t, x), x)
-        # the factor is for batches of times, where some of the steps may end on clean data
-        std = shapes.sqrt(tilde if self.variance == "small" else var_ts * (sigma_s > 0))
-        return mean + like(std, x) * draw(noise, x, self), None
+        if self.variance == "learned":
+            std = self._learned(p, var_ts, tilde)
+        else:
+            # the factor is for batches of times, where some of the steps may end on clean data
+            std = like(
+                shapes.sqrt(tilde if self.variance == "small" else var_ts * (sigma_s > 0)), x
+            )
+        if self.push is not None:
+            mean = mean + std * std * self.push(x, t, cond)
+        return mean + std * draw(noise, x, self), tilde
+
+    def _learned(self, p: Prediction, var_ts: Number, tilde: Number) -> Tensor:
+        """Return the standard deviation between the two bounds, shape of x_t; 0 at clean data."""
+        if p.variance is None:
+            raise UsageError(
+                'variance "learned": this model predicts no variance (its network has as many '
+                "output channels as the images); take small or large"
+            )
+        share = (p.variance + 1) / 2
+        low, high = (like(shapes.sqrt(v), p.x_t) for v in (tilde, var_ts))
+        return low ** (1 - share) * high**share

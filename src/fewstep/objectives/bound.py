@@ -1,0 +1,255 @@
+"""The variational bound of a diffusion model: how many bits per dimension its images cost.
+
+A chain of T steps codes an image as what is left at t = 1 (the prior), one Gaussian per step
+whose cost is a KL divergence, and the 8-bit values themselves given the last of them. Each part is
+in bits per dimension, and their sum bounds -log2 p(image) from above. Training on it is the only
+way to a learned variance, of which the squared error says nothing.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fewstep import shapes
+from fewstep.denoiser import Cond, Denoiser
+from fewstep.errors import UsageError
+from fewstep.objectives.denoising import Denoising, dropped, noised
+from fewstep.objectives.times import Times, Uniform
+from fewstep.prediction import Prediction
+from fewstep.process import Process, Tabulated
+from fewstep.reverse import posterior
+from fewstep.shapes import like
+
+VARIANCES = ("small", "large", "learned")
+HALF = 1 / 255
+"""Half the distance of two 8-bit values in [-1, 1]."""
+
+
+def log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor, approximate: bool = False) -> Tensor:
+    """Return the log-probability of 8-bit values under a Gaussian, in nats, shape of x.
+
+    The mass between the borders of a value; the two outermost values own their tails. At least
+    log 1e-12, as in the released programs.
+
+    Args:
+        x: multiples of 2 / 255 in [-1, 1], shape (B, *).
+        mean: of the Gaussian, shape (B, *).
+        log_std: logarithm of its standard deviation, broadcasts against x.
+        approximate: take the tanh form of the normal distribution that the released programs
+            have, which is off by up to 1.8e-4, in place of erf.
+
+    Source: Ho et al., 2020, eq. 13 (arXiv 2006.11239).
+    """
+    inverse = torch.exp(-log_std)
+
+    def below(z: Tensor) -> Tensor:
+        if approximate:
+            return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+        return torch.special.ndtr(z)
+
+    upper, lower = inverse * (x - mean + HALF), inverse * (x - mean - HALF)
+    # the mass of the upper tail by symmetry: 1 - below(lower) has no digits left far out
+    inside = torch.where(lower > 0, below(-lower) - below(-upper), below(upper) - below(lower))
+    mass = torch.where(x < -0.999, below(upper), torch.where(x > 0.999, below(-lower), inside))
+    return mass.clamp_min(1e-12).log()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The chain of T equal steps in t, as DDPM's tables have them, and its bound.
+
+    Attributes:
+        steps: T, >= 2; a `Tabulated` process has its own.
+        variance: of the reverse steps: "small", "large" or "learned".
+        approximate: see `log_likelihood`.
+
+    Raises:
+        UsageError: another variance, or fewer than two steps.
+    """
+
+    steps: int = 1000
+    variance: str = "learned"
+    approximate: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.variance not in VARIANCES:
+            raise UsageError(f'variance "{self.variance}": allowed are {", ".join(VARIANCES)}')
+        if self.steps < 2:
+            raise UsageError(f"steps {self.steps}: must be at least 2")
+
+    @classmethod
+    def of(cls, process: Process, variance: str, approximate: bool = False) -> "Chain":
+        """Return the chain of a process: that of its table, or a thousand steps."""
+        steps = process.steps if isinstance(process, Tabulated) else 1000
+        return cls(steps, variance, approximate)
+
+    def term(self, process: Process, guess: Prediction, truth: Prediction, t: Tensor) -> Tensor:
+        """Return the bits per dimension of the step that begins at t, shape (B,).
+
+        KL(q(x_s | x_t, x0) || p(x_s | x_t)) for s = t - 1 / T; at the last step, where s = 0, the
+        negative log-likelihood of x0. There the true posterior has no width, and the floor of
+        the variance is that of the step before, as in the released programs.
+
+        Args:
+            process: of the chain.
+            guess: the denoiser's prediction for truth.x_t.
+            truth: the pair, with x_t; x0 are 8-bit values.
+            t: times i / T, i = 1 ... T, shape (B,).
+
+        Raises:
+            UsageError: "learned", and the guess has no variance.
+        """
+        index = (t.double() * self.steps).round().clamp(1, self.steps)
+        first = index == 1
+        now, past = index / self.steps, (index - 1) / self.steps
+        var_ts, tilde = posterior(process, now, past)
+        # the step from 2 / T to 1 / T lends its variance to the one below it
+        tilde = torch.where(first, posterior(process, 2 / self.steps, 1 / self.steps)[1], tilde)
+        x0 = truth.x0
+        c0 = like(process.alpha(past) * var_ts / process.sigma(now) ** 2, x0)
+        last = first.reshape(-1, *(1,) * (x0.ndim - 1))
+        low, high = (torch.as_tensor(like(shapes.log(v), x0)) for v in (tilde, var_ts))
+        log_var = self._log_variance(guess, low, torch.where(last, low, high), high)
+        # only what depends on x0 differs between the two means
+        far = (c0 * (truth.x0 - guess.x0)).square()
+        kl = 0.5 * (log_var - low - 1 + torch.exp(low - log_var) + far * torch.exp(-log_var))
+        nll = -log_likelihood(x0, guess.x0, 0.5 * log_var, self.approximate)
+        bits = torch.where(last, nll, kl.expand_as(nll))
+        return bits.flatten(1).mean(1) / math.log(2)
+
+    def _log_variance(self, guess: Prediction, low: Tensor, large: Tensor, high: Tensor) -> Tensor:
+        """Return the log-variance of the model's step, broadcasting against the images."""
+        if self.variance == "small":
+            return low
+        if self.variance == "large":
+            return large
+        if guess.variance is None:
+            raise UsageError(
+                'variance "learned": this model predicts no variance (its network has as many '
+                "output channels as the images); take small or large"
+            )
+        share = (guess.variance + 1) / 2
+        return share * high + (1 - share) * low
+
+    def prior(self, process: Process, x0: Tensor) -> Tensor:
+        """Return the bits per dimension of what is left of x0 at t = 1, shape (B,)."""
+        alpha, sigma = float(process.alpha(1.0)), float(process.sigma(1.0))
+        whole = alpha**2 + sigma**2  # of the Gaussian that sampling begins with, 1 on a circle
+        kl = 0.5 * (((alpha * x0).square() + sigma**2) / whole - 1 - math.log(sigma**2 / whole))
+        return kl.flatten(1).mean(1) / math.log(2)
+
+
+@torch.no_grad()
+def bits_per_dim(
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond = None,
+    variance: str = "small",
+    noise: torch.Generator | None = None,
+) -> Tensor:
+    """Return the bound of each image, in bits per dimension: the prior and every step.
+
+    One evaluation of the network per step, so T of them. The noise is drawn anew at each step.
+
+    Args:
+        denoiser: clip it (`guide.Clamp`) as when sampling: it only gets better.
+        x0: 8-bit values in [-1, 1] (multiples of 2 / 255), shape (B, *).
+        cond: classes, shape (B,), or None.
+        variance: "small", "large" or "learned".
+        noise: generator on the device of x0.
+
+    Returns:
+        shape (B,), float64.
+
+    Source: Ho et al., 2020, eq. 5 (arXiv 2006.11239); Nichol and Dhariwal, 2021, section 2.
+    """
+    chain = Chain.of(denoiser.process, variance)
+    total = chain.prior(denoiser.process, x0).double()
+    source = noise or torch.Generator(x0.device).manual_seed(0)
+    for i in range(chain.steps, 0, -1):
+        t = torch.full((len(x0),), i / chain.steps, dtype=torch.float64, device=x0.device)
+        truth = noised(denoiser, x0, t, source)
+        guess = denoiser(truth.x_t, t, cond)
+        total += chain.term(denoiser.process, guess, truth, t).double()
+    return total
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Train the mean by the squared error and the variance by the bound.
+
+    mse(eps) + rate T L_t, with the bound's gradient stopped at the mean, so that it moves the
+    variance alone. For networks that answer with twice the channels, along a table.
+
+    Args:
+        rate: factor of the bound; 1 / 1000 in the paper and its programs.
+        times: the law of the training times; must draw whole steps.
+        drop: as in `Denoising`.
+
+    Raises:
+        UsageError: a rate below 0 or not finite.
+
+    Source: Nichol and Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 16
+        (arXiv 2102.09672).
+    """
+
+    rate: float = 1e-3
+    times: Times = field(default_factory=Uniform)
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not (math.isfinite(self.rate) and self.rate >= 0):
+            raise UsageError(f"rate {self.rate}: must be a finite number >= 0")
+        Denoising(drop=self.drop)  # checks it
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, cond: Cond, step: int, noise: torch.Generator
+    ) -> Tensor:
+        """Return the losses of a batch; see `Denoising`."""
+        del step
+        process = denoiser.process
+        t = self.times(process, len(x0), noise)
+        truth = noised(denoiser, x0, t, noise)
+        guess = denoiser(truth.x_t, t, dropped(cond, self.drop, noise))
+        still = guess.with_x0(guess.x0.detach())
+        chain = Chain.of(process, "learned", approximate=True)
+        error = (guess.eps - truth.eps).square().flatten(1).mean(1)
+        return error + self.rate * chain.steps * chain.term(process, still, truth, t)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Train on the bound itself: T times a random step, an unbiased estimate of their sum.
+
+    Args:
+        variance: "small", "large" or "learned".
+        times: the law of the training times; must draw whole steps.
+        drop: as in `Denoising`.
+
+    Source: Ho et al., 2020, eq. 5 (arXiv 2006.11239).
+    """
+
+    variance: str = "learned"
+    times: Times = field(default_factory=Uniform)
+    drop: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        Chain(variance=self.variance)
+        Denoising(drop=self.drop)  # checks it
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, cond: Cond, step: int, noise: torch.Generator
+    ) -> Tensor:
+        """Return the losses of a batch, bits per dimension; see `Denoising`."""
+        del step
+        process = denoiser.process
+        t = self.times(process, len(x0), noise)
+        truth = noised(denoiser, x0, t, noise)
+        guess = denoiser(truth.x_t, t, dropped(cond, self.drop, noise))
+        chain = Chain.of(process, self.variance, approximate=True)
+        return chain.steps * chain.term(process, guess, truth, t)
