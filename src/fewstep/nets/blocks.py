@@ -10,9 +10,11 @@ All parts take (B, C, H, W) in either memory layout and keep it, contain no data
 and call only kernels that accumulate group statistics and softmax in float32 whatever the storage
 type.
 
-Inside: `ResBlock`, `Attention`, `Resample`; `group_norm`, `act`, `attend`, `resize`, `zero_init`.
+Inside: `ResBlock`, `Attention`, `Resample`; `group_norm`, `act`, `attend`, `split_heads`,
+`resize`, `zero_init`.
 """
 
+import math
 from typing import Literal, TypeVar
 
 import torch
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 Direction = Literal["up", "down"]
 Order = Literal["legacy", "new"]
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+HALF = math.sqrt(0.5)
+"""Factor of a sum of two branches that keeps its variance (`rescale`)."""
 
 
 def zero_init(layer: Layer) -> Layer:
@@ -121,8 +125,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Args:
         q: (B, heads, N, d).
-        k: like q.
-        v: like q.
+        k: (B, heads, M, d).
+        v: like k.
 
     Returns:
         Like q.
@@ -130,17 +134,37 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Source: Vaswani et al. 2017, equation 1.
     """
     batch, heads, count, width = q.shape
+    scores = batch * heads * count * k.shape[2]
     # torch's fused kernel does bfloat16 at float32 speed on a CPU; two matrix products are 1.5 to
     # 2 times faster there, as long as the scores are few (128 MiB).
     if (
         q.device.type == "cpu"
         and q.dtype == torch.bfloat16
         and not torch.compiler.is_compiling()
-        and batch * heads * count * count <= 2**26
+        and scores <= 2**26
     ):
-        scores = (q * width**-0.5) @ k.transpose(-1, -2)
-        return torch.softmax(scores, dim=-1) @ v
+        return torch.softmax((q * width**-0.5) @ k.transpose(-1, -2), dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def split_heads(flat: Tensor, parts: int, heads: int, order: Order) -> tuple[Tensor, ...]:
+    """Cut the outputs of one linear map into q, k, v (or k, v) of every head.
+
+    Reading one order as the other gives no shape error and a plausible wrong picture.
+
+    Args:
+        flat: (B, N, parts * heads * d).
+        parts: number of tensors to cut into.
+        heads: number of heads.
+        order: "legacy" = heads first, [heads, parts, d]; "new" = parts first, [parts, heads, d].
+
+    Returns:
+        `parts` tensors (B, heads, N, d).
+    """
+    batch, count, _ = flat.shape
+    if order == "legacy":
+        return flat.view(batch, count, heads, parts, -1).permute(3, 0, 2, 1, 4).unbind(0)
+    return flat.view(batch, count, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class ResBlock(nn.Module):
@@ -148,7 +172,7 @@ class ResBlock(nn.Module):
 
     `out = skip(x) + conv2(silu(mix(norm2(conv1(silu(norm1(x)))), emb)))` with
     `mix(h) = h * (1 + scale) + shift` if `scale_shift`, else `norm2` is applied to `h + bias`;
-    there is no 1/sqrt(2) (it cost FID in the ablation). A resampling block resizes between
+    the sum is divided by sqrt(2) if `rescale`. A resampling block resizes between
     activation and convolution on the main branch and resizes its skip by the same parameter-free
     map.
 
@@ -160,6 +184,7 @@ class ResBlock(nn.Module):
         dropout: probability in [0, 1) of zeroing a feature before the last convolution.
         scale_shift: adaptive group normalisation, else an added bias.
         direction: resample by 2, or None.
+        rescale: divide the sum by sqrt(2).
 
     Source: Dhariwal & Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021, section 3 and
     equation 3 (its y_s is `1 + scale` here, as in the authors' code).
@@ -175,9 +200,11 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = True,
         direction: Direction | None = None,
+        rescale: bool = False,
     ) -> None:
         """Build the layers."""
         super().__init__()
+        self.rescale = rescale
         self.scale_shift = scale_shift
         self.direction: Direction | None = direction
         self.norm1 = nn.GroupNorm(groups, channels_in)
@@ -213,73 +240,97 @@ class ResBlock(nn.Module):
             h = group_norm(self.norm2, h, scale, shift)
         else:
             h = group_norm(self.norm2, h + told)
-        return self.skip(x) + self.conv2(self.dropout(act(h)))
+        out = self.skip(x) + self.conv2(self.dropout(act(h)))
+        return out * HALF if self.rescale else out
 
 
 class Attention(nn.Module):
     """Let every pixel attend to every other, with a residual connection.
 
-    `out = x + proj(softmax(q k^T / sqrt(d)) v)`. The layout of the 3 H d outputs of `qkv` differs
-    between published
-    checkpoints: "legacy" splits heads first ([H, 3, d]), "new" splits q, k, v first ([3, H, d]).
-    Reading one as the other gives no shape error and a plausible wrong picture.
+    `out = x + proj(softmax(q k^T / sqrt(d)) v)`. Text tokens, where there are any, are read beside
+    the pixels: their keys and values stand in front of the pixels' own under one softmax. The
+    layout of the 3 H d outputs of `qkv` differs between published checkpoints (`split_heads`).
 
     Args:
         channels: channels of the features, a multiple of `groups` and of `heads`.
         heads: number of heads H.
         groups: groups of the normalisation.
         order: "legacy" or "new".
+        tokens: width of the text tokens; 0 = none.
+        rescale: divide the sum by sqrt(2).
 
-    Source: Dhariwal & Nichol 2021, section 3.1; Vaswani et al. 2017, equation 1.
+    Source: Dhariwal & Nichol 2021, section 3.1; Vaswani et al. 2017, equation 1; Nichol et al.,
+    GLIDE, 2021, section 3 (tokens).
     """
 
     def __init__(
-        self, channels: int, heads: int, *, groups: int = 32, order: Order = "new"
+        self,
+        channels: int,
+        heads: int,
+        *,
+        groups: int = 32,
+        order: Order = "new",
+        tokens: int = 0,
+        rescale: bool = False,
     ) -> None:
         """Build the layers."""
         super().__init__()
         self.heads = heads
-        self.legacy = order == "legacy"
+        self.order: Order = order
+        self.rescale = rescale
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
+        self.text = nn.Linear(tokens, 2 * channels) if tokens else None
         self.proj = zero_init(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to (B, C, H, W); returns the same shape."""
+    def forward(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: (B, channels, H, W).
+            tokens: (B, N, tokens), or None where the block reads none.
+
+        Returns:
+            Like x.
+        """
         # (B, N, C): a view, not a copy, of channels_last features, and the layout that the
         # attention kernels want.
-        tokens = group_norm(self.norm, x).flatten(2).transpose(1, 2)
-        batch, count, channels = tokens.shape
-        qkv = self.qkv(tokens)
-        if self.legacy:
-            q, k, v = qkv.view(batch, count, self.heads, 3, -1).permute(3, 0, 2, 1, 4).unbind(0)
-        else:
-            q, k, v = qkv.view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        h = attend(q, k, v)
-        h = self.proj(h.transpose(1, 2).reshape(batch, count, channels))
-        return x + h.transpose(1, 2).reshape(x.shape)
+        pixels = group_norm(self.norm, x).flatten(2).transpose(1, 2)
+        q, k, v = split_heads(self.qkv(pixels), 3, self.heads, self.order)
+        if self.text is not None and tokens is not None:
+            text = self.text(tokens.to(self.text.weight.dtype))
+            text_k, text_v = split_heads(text, 2, self.heads, self.order)
+            k, v = torch.cat([text_k, k], dim=2), torch.cat([text_v, v], dim=2)
+        h = self.proj(attend(q, k, v).transpose(1, 2).reshape(pixels.shape))
+        out = x + h.transpose(1, 2).reshape(x.shape)
+        return out * HALF if self.rescale else out
 
 
 class Resample(nn.Module):
     """Change the resolution by 2: convolve with stride 2, or repeat pixels and convolve.
 
-    The alternative to a resampling `ResBlock` (DDPM's choice).
+    The alternative to a resampling `ResBlock` (DDPM's choice). Without its convolution it is
+    `resize` and has no parameters.
 
     Args:
         channels: channels in and out.
         direction: "up" or "down".
+        convolve: whether there is a convolution.
 
     Source: Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, table 1 (the ablation).
     """
 
-    def __init__(self, channels: int, direction: Direction) -> None:
+    def __init__(self, channels: int, direction: Direction, convolve: bool = True) -> None:
         """Build the convolution."""
         super().__init__()
         self.direction: Direction = direction
-        self.conv = nn.Conv2d(
-            channels, channels, 3, stride=2 if direction == "down" else 1, padding=1
+        stride = 2 if direction == "down" else 1
+        self.conv = (
+            nn.Conv2d(channels, channels, 3, stride=stride, padding=1) if convolve else None
         )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Resample (B, C, H, W); `emb` is not used, it makes the signature that of `ResBlock`."""
+        if self.conv is None:
+            return resize(x, self.direction)
         return self.conv(x if self.direction == "down" else resize(x, self.direction))

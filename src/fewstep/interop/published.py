@@ -1,0 +1,251 @@
+"""Read the flags that a checkpoint was published with, and map its names.
+
+A program's command line has flags of its own: attention in pixels as text, levels implied by the
+image size, the diffusion's settings among the network's. `published_config` translates them to a
+configuration; flags that do not describe the network are checked by name and left out.
+
+Inside: `published_config`, `published_names`, `from_published`, `to_published`, `PROGRAMS`.
+
+Source: the repositories openai/guided-diffusion, openai/consistency_models, openai/glide-text2im
+(flags and names; no code).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.interop.glide import from_glide, glide_config, glide_names, to_glide
+from fewstep.interop.openai import (
+    encoder_config,
+    encoder_names,
+    from_openai,
+    to_openai,
+    unet_config,
+    unet_names,
+)
+from fewstep.nets.encoder import EncoderConfig
+from fewstep.nets.layout import UNetConfig
+from fewstep.nets.published import CLASSES, LEVELS
+from fewstep.nets.text import TextUNetConfig
+
+ADM = "openai/guided-diffusion"
+CONSISTENCY = "openai/consistency_models"
+GLIDE = "openai/glide-text2im"
+PROGRAMS = (ADM, CONSISTENCY, GLIDE)
+"""The programs whose flags are known, by repository."""
+
+Flags = Mapping[str, Any]
+
+# What each command line assumes where a flag is not given.
+_ADM: dict[str, Any] = {
+    "image_size": 64,
+    "num_channels": 128,
+    "num_res_blocks": 2,
+    "num_heads": 4,
+    "num_heads_upsample": -1,
+    "num_head_channels": -1,
+    "attention_resolutions": "16,8",
+    "channel_mult": "",
+    "dropout": 0.0,
+    "class_cond": False,
+    "use_scale_shift_norm": True,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "learn_sigma": False,
+}
+_CONSISTENCY = _ADM | {"attention_resolutions": "32,16,8"}
+_GLIDE = _ADM | {
+    "num_channels": 192,
+    "num_res_blocks": 3,
+    "num_heads": 1,
+    "num_head_channels": 64,
+    "attention_resolutions": "32,16,8",
+    "dropout": 0.1,
+    "resblock_updown": True,
+    "learn_sigma": True,
+    "text_ctx": 128,
+    "xf_width": 512,
+    "xf_layers": 16,
+    "xf_heads": 8,
+    "xf_final_ln": True,
+    "xf_padding": True,
+    "inpaint": False,
+    "super_res": False,
+}
+_CLASSIFIER = {
+    "image_size": 64,
+    "classifier_width": 128,
+    "classifier_depth": 2,
+    "classifier_attention_resolutions": "32,16,8",
+    "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True,
+    "classifier_pool": "attention",
+}
+# Flags of the diffusion, or of how a network is run.
+_ASIDE = {
+    "cache_text_emb", "classifier_use_fp16", "diffusion_steps", "noise_schedule",
+    "predict_xstart", "rescale_learned_sigmas", "rescale_timesteps", "sigma_max", "sigma_min",
+    "small_size", "timestep_respacing", "use_checkpoint", "use_fp16", "use_kl", "weight_schedule",
+}  # fmt: skip
+_SAME = (
+    "dropout", "num_head_channels", "num_heads", "num_heads_upsample", "num_res_blocks",
+    "resblock_updown", "use_scale_shift_norm",
+)  # fmt: skip
+_TEXT = ("text_ctx", "xf_width", "xf_layers", "xf_heads", "xf_final_ln", "xf_padding")
+
+
+def published_config(program: str, flags: Flags) -> UNetConfig:
+    """Translate the flags of a program's command line into a configuration.
+
+    Args:
+        program: one of `PROGRAMS`.
+        flags: flag -> value as published, e.g. `num_channels`, `attention_resolutions` as text.
+            What is left out has the program's default. `classifier_` flags stand for a classifier,
+            `large_size` for an upsampler.
+
+    Returns:
+        the configuration: of a classifier (`EncoderConfig`), of a text-conditional network
+        (`TextUNetConfig`) or of a U-Net.
+
+    Raises:
+        ValueError: if the program or a flag is unknown, or the network is not one that we build.
+    """
+    if program not in PROGRAMS:
+        raise ValueError(f"unknown program {program!r}; known are {', '.join(PROGRAMS)}")
+    if any(name.startswith("classifier_") for name in flags):
+        return _classifier(_complete(flags, _CLASSIFIER))
+    if program == GLIDE:
+        return _text(_complete(flags, _GLIDE))
+    if "large_size" in flags:
+        full = _complete(flags, _ADM | {"large_size": 256})
+        size = full["large_size"]
+        # An upsampler to 512 pixels has the levels of one to 256.
+        return unet_config(_unet(full, size, min(size, 256)) | {"in_channels": 6})
+    if program == ADM:
+        full = _complete(flags, _ADM)
+        return unet_config(_unet(full, full["image_size"]))
+    full = _complete(flags, _CONSISTENCY)
+    # Its attention is a fused kernel that has the new order whatever the flag says.
+    full["use_new_attention_order"] = True
+    return unet_config(_unet(full, full["image_size"]))
+
+
+def _complete(flags: Flags, defaults: Flags) -> dict[str, Any]:
+    """Fill in the defaults; refuse flags that are neither known nor aside."""
+    unknown = sorted(set(flags) - set(defaults) - _ASIDE)
+    if unknown:
+        raise ValueError(
+            f"unknown flag {unknown[0]!r}; known are {', '.join(sorted({*defaults, *_ASIDE}))}"
+        )
+    return {**defaults, **flags}
+
+
+def _levels(text: str, size: int) -> tuple[float, ...]:
+    """Read the channels of each level, or take those of the image size."""
+    if text:
+        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
+    if size not in LEVELS:
+        sizes = ", ".join(map(str, LEVELS))
+        raise ValueError(f"no channel_mult, and none is known for {size} pixels, only for {sizes}")
+    return LEVELS[size]
+
+
+def _factors(text: str, size: int) -> list[int]:
+    """Turn resolutions in pixels into downsampling factors."""
+    return [size // int(part) for part in text.split(",")]
+
+
+def _unet(full: Flags, size: int, levels_of: int | None = None) -> dict[str, Any]:
+    """Turn complete flags into the constructor's."""
+    return {name: full[name] for name in _SAME} | {
+        "image_size": size,
+        "in_channels": 3,
+        "out_channels": 6 if full["learn_sigma"] else 3,
+        "model_channels": full["num_channels"],
+        "channel_mult": _levels(full["channel_mult"], levels_of or size),
+        "attention_resolutions": _factors(full["attention_resolutions"], size),
+        "num_classes": CLASSES if full["class_cond"] else None,
+        "use_new_attention_order": full["use_new_attention_order"],
+    }
+
+
+def _text(full: Flags) -> TextUNetConfig:
+    """Build GLIDE's configuration from complete flags."""
+    size = full["image_size"]
+    flags = _unet(full, size) | {name: full[name] for name in _TEXT}
+    flags["in_channels"] += 3 * full["super_res"] + 4 * full["inpaint"]
+    return glide_config(flags, size=size)
+
+
+def _classifier(full: Flags) -> EncoderConfig:
+    """Build a classifier's configuration from complete flags."""
+    size = full["image_size"]
+    return encoder_config(
+        {
+            "image_size": size,
+            "in_channels": 3,
+            "out_channels": CLASSES,
+            "model_channels": full["classifier_width"],
+            "num_res_blocks": full["classifier_depth"],
+            "channel_mult": _levels("", size),
+            "attention_resolutions": _factors(full["classifier_attention_resolutions"], size),
+            "num_head_channels": 64,
+            "use_scale_shift_norm": full["classifier_use_scale_shift_norm"],
+            "resblock_updown": full["classifier_resblock_updown"],
+            "pool": full["classifier_pool"],
+        }
+    )
+
+
+def published_names(config: UNetConfig) -> dict[str, str]:
+    """Map every parameter of the network to its published name.
+
+    Args:
+        config: what `published_config` returns.
+
+    Returns:
+        our name -> their name, a bijection over all parameters.
+    """
+    if isinstance(config, TextUNetConfig):
+        return glide_names(config)
+    return encoder_names(config) if isinstance(config, EncoderConfig) else unet_names(config)
+
+
+def from_published(state: Mapping[str, Tensor], config: UNetConfig) -> dict[str, Tensor]:
+    """Rename a published state for ours; tensors are shared, not copied.
+
+    Args:
+        state: their name -> parameter.
+        config: the description of the same network.
+
+    Returns:
+        our name -> parameter, as `nets.published.build(config)` loads it.
+
+    Raises:
+        ValueError: if a parameter is missing or left over; the message names the first ones.
+    """
+    if isinstance(config, TextUNetConfig):
+        return from_glide(state, config)
+    return from_openai(state, config)
+
+
+def to_published(
+    program: str, state: Mapping[str, Tensor], config: UNetConfig
+) -> dict[str, Tensor]:
+    """Rename a state of ours for a program; the inverse of `from_published`.
+
+    Args:
+        program: one of `PROGRAMS`: the shapes of attention's maps differ.
+        state: our name -> parameter, all of them.
+        config: the network's description.
+
+    Returns:
+        their name -> parameter, sharing memory, in their shapes.
+
+    Raises:
+        ValueError: if the names are not those of the network.
+    """
+    if isinstance(config, TextUNetConfig):
+        return to_glide(state, config)
+    return to_openai(state, config, axes=2 if program == CONSISTENCY else 1)
