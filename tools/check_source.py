@@ -37,7 +37,8 @@ COMMAND = (
 THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("errors", "files"), (set[str](), set[str]())),
     **dict.fromkeys(
-        ("shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets"), CORE
+        ("shapes", "process", "prediction", "reverse", "denoiser", "exact", "classifier", "nets"),
+        CORE,
     ),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "distill"), CORE),
     "likelihood": CORE,
@@ -53,7 +54,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
 }
 SHAPED = {
     "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets", "data", "guide",
-    "solvers", "objectives", "metrics", "distill", "edit", "likelihood",
+    "classifier", "solvers", "objectives", "metrics", "distill", "edit", "likelihood",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

@@ -29,6 +29,13 @@ Cond = Tensor | None
 """Class indices (B,) with -1 for the null, or None for the null of all."""
 
 
+def _levels(process: Process, x_t: Tensor, t: Number) -> tuple[Number, Number]:
+    alpha, sigma = process.levels(t)
+    if isinstance(t, Tensor):
+        return like(alpha, x_t), like(sigma, x_t)
+    return alpha, sigma
+
+
 class Denoiser(nn.Module, ABC):
     """Predict the clean image and the noise in a noisy batch.
 
@@ -76,10 +83,7 @@ class Denoiser(nn.Module, ABC):
 
     def levels(self, x_t: Tensor, t: Number) -> tuple[Number, Number]:
         """Return alpha and sigma at t, ready to multiply x_t: floats or (B, 1, ...)."""
-        alpha, sigma = self.process.levels(t)
-        if isinstance(t, Tensor):
-            return like(alpha, x_t), like(sigma, x_t)
-        return alpha, sigma
+        return _levels(self.process, x_t, t)
 
 
 class Param(Protocol):
@@ -226,7 +230,42 @@ LABELS: Mapping[str, Label] = {
 """The closed table of names that a stored model may use."""
 
 
-class NetDenoiser(Denoiser):
+class Told(nn.Module):
+    """A network that is told the noise level of its input.
+
+    Attributes:
+        net: the network.
+        process: how the data became noise.
+        label: what the network is told about the noise level.
+    """
+
+    net: nn.Module
+    process: Process
+    label: Label
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._labels: dict[tuple[float, torch.device], tuple[Process, Label, Tensor]] = {}
+
+    def levels(self, x_t: Tensor, t: Number) -> tuple[Number, Number]:
+        """Return alpha and sigma at t, ready to multiply x_t: floats or (B, 1, ...)."""
+        return _levels(self.process, x_t, t)
+
+    def told(self, x_t: Tensor, t: Number) -> Tensor:
+        """Return the label, (B,) or for a float (1,); a sampler asks for few, again and again."""
+        if isinstance(t, Tensor):
+            return shapes.per_sample(self.label(self.process, t), x_t)
+        known = self._labels.get((t, x_t.device))
+        # process and label are plain attributes: whoever replaces one must not get old labels
+        if known is None or known[0] is not self.process or known[1] is not self.label:
+            if len(self._labels) >= _REMEMBERED:
+                self._labels.clear()
+            label = shapes.per_sample(self.label(self.process, t), x_t)
+            known = self._labels[t, x_t.device] = self.process, self.label, label
+        return known[2]
+
+
+class NetDenoiser(Told, Denoiser):
     """Make a denoiser of a network.
 
     Args:
@@ -258,14 +297,13 @@ class NetDenoiser(Denoiser):
             )
         self.net, self.process, self.param, self.label = net, process, param, label
         self.null = null
-        self._labels: dict[tuple[float, torch.device], tuple[Process, Label, Tensor]] = {}
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         """Scale, ask the network, read the answer in the dtype of x_t."""
         alpha, sigma = self.levels(x_t, t)
         c_in = self.param.scale(alpha, sigma)
         x_in = x_t if isinstance(c_in, float) and c_in == 1.0 else c_in * x_t
-        out = self.net(x_in, self._told(x_t, t), cond)
+        out = self.net(x_in, self.told(x_t, t), cond)
         if out.dtype != x_t.dtype:
             out = out.to(x_t.dtype)
         if out.ndim > 1 and out.shape[1] == 2 * x_t.shape[1]:
@@ -274,19 +312,6 @@ class NetDenoiser(Denoiser):
             prediction.variance = variance
             return prediction
         return self.param.read(x_t, alpha, sigma, out)
-
-    def _told(self, x_t: Tensor, t: Number) -> Tensor:
-        """Return the label, (B,) or for a float (1,); a sampler asks for few, again and again."""
-        if isinstance(t, Tensor):
-            return shapes.per_sample(self.label(self.process, t), x_t)
-        known = self._labels.get((t, x_t.device))
-        # process and label are plain attributes: whoever replaces one must not get old labels
-        if known is None or known[0] is not self.process or known[1] is not self.label:
-            if len(self._labels) >= _REMEMBERED:
-                self._labels.clear()
-            label = shapes.per_sample(self.label(self.process, t), x_t)
-            known = self._labels[t, x_t.device] = self.process, self.label, label
-        return known[2]
 
     def cost(self, t: float) -> int:
         """Return 1."""

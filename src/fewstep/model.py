@@ -12,16 +12,20 @@ from typing import Any
 from torch import nn
 
 from fewstep import process
+from fewstep.classifier import NoisyClassifier
 from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
 from fewstep.errors import UsageError, suggest
+from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.nets.unet import UNet, UNetConfig
 
 NETS: Mapping[str, tuple[type[nn.Module], type]] = {
     "UNet": (UNet, UNetConfig),
     "MLP": (MLP, MLPConfig),
+    "EncoderUNet": (EncoderUNet, EncoderConfig),
 }
-"""The networks that a stored model may name, each with its configuration."""
+"""The networks that a stored model may name, each with its configuration. An `EncoderUNet` makes
+the model a noisy classifier."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser with what is needed to use it.
+    """A denoiser, or a noisy classifier, with what is needed to use it.
 
     Attributes:
-        denoiser: the network with its process and parametrisation.
+        denoiser: the network with its process and parametrisation; of a classifier, with its
+            process alone: see `classifier`.
         shape: (C, H, W) of one image.
         classes: class names in the order of their indices; empty = unconditional.
         sampling: the preset.
         about: where it comes from: data name and fingerprint, licence, steps, free text.
     """
 
-    denoiser: NetDenoiser
+    denoiser: NetDenoiser | NoisyClassifier
     shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def classifier(self) -> NoisyClassifier | None:
+        """The noisy classifier that this model is, or None for a denoiser."""
+        return self.denoiser if isinstance(self.denoiser, NoisyClassifier) else None
 
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
@@ -104,20 +114,23 @@ def from_description(description: Mapping[str, Any]) -> Model:
     Raises:
         UsageError: a name, parameter or number that this version does not know.
     """
-    missing = {"net", "process", "param", "label", "shape"} - set(description)
+    values = dict(description.get("net", {}))
+    name = values.pop("name", None)
+    needed = {"net", "process", "label", "shape", *(("param",) if name != "EncoderUNet" else ())}
+    missing = needed - set(description)
     if missing:
         raise UsageError(f"model description: {', '.join(sorted(missing))} missing")
-    values = dict(description["net"])
-    kind, config = _known("net", values.pop("name", None), NETS)
-    denoiser = NetDenoiser(
-        kind(_build(config, values, "net")),
-        process.from_description(dict(description["process"])),
-        _known("param", description["param"], PARAMS),
-        _known("label", description["label"], LABELS),
-        bool(description.get("null", True)),
-    )
+    kind, config = _known("net", name, NETS)
+    net = kind(_build(config, values, "net"))
+    noising = process.from_description(dict(description["process"]))
+    label = _known("label", description["label"], LABELS)
+    if name == "EncoderUNet":
+        model: NetDenoiser | NoisyClassifier = NoisyClassifier(net, noising, label)
+    else:
+        param = _known("param", description["param"], PARAMS)
+        model = NetDenoiser(net, noising, param, label, bool(description.get("null", True)))
     return Model(
-        denoiser,
+        model,
         tuple(int(n) for n in description["shape"]),
         tuple(str(c) for c in description.get("classes", ())),
         _build(Sampling, description.get("sampling", {}), "sampling"),

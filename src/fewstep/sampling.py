@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep import guide, solvers
+from fewstep.classifier import NoisyClassifier
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, suggest
 from fewstep.model import Model, Sampling
@@ -111,6 +112,8 @@ def plan(model: Model, sampling: Sampling) -> Plan:
         )
     if sampling.eta and name != "ddim":
         raise UsageError(f"eta {sampling.eta:g}: only the sampler ddim has this dial, not {name}")
+    if isinstance(model.denoiser, NoisyClassifier):
+        raise no_denoiser(model)
     denoiser: Denoiser = model.denoiser
     if scale != 1:
         if not model.classes:
@@ -125,6 +128,14 @@ def plan(model: Model, sampling: Sampling) -> Plan:
     times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
     solver.check(denoiser.process, times.tolist())
     return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
+
+
+def no_denoiser(model: Model) -> UsageError:
+    """Return what to raise where a noisy classifier is asked for images."""
+    return UsageError(
+        f"this model is a noisy classifier of {len(model.classes)} classes: it guides another "
+        "model and makes no images itself"
+    )
 
 
 def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:

@@ -8,14 +8,17 @@ bits per dimension is the only judge (`bits_per_dim`); `times` holds the laws of
 
 from fewstep.objectives import times, weights
 from fewstep.objectives.bound import Bound, Chain, Hybrid, bits_per_dim, log_likelihood
+from fewstep.objectives.classification import Classification, accuracy_by_noise
 from fewstep.objectives.denoising import Denoising, Objective, noised
 
 __all__ = [
     "Bound",
     "Chain",
+    "Classification",
     "Denoising",
     "Hybrid",
     "Objective",
+    "accuracy_by_noise",
     "bits_per_dim",
     "log_likelihood",
     "noised",

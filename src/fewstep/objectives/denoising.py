@@ -9,18 +9,20 @@ view "x0" with its weight, and progressive distillation's is view "v".
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.denoiser import Cond, Denoiser, Told
 from fewstep.errors import UsageError
 from fewstep.objectives.times import Times, Uniform
 from fewstep.objectives.weights import One, Weight
 from fewstep.prediction import VIEWS, Prediction
 
-Objective = Callable[[Denoiser, Tensor, Cond, int, torch.Generator], Tensor]
-"""objective(denoiser, x0, cond, step, noise) -> losses (B,)."""
+Objective = Callable[[Any, Tensor, Cond, int, torch.Generator], Tensor]
+"""objective(denoiser, x0, cond, step, noise) -> losses (B,); the first is what is trained: a
+denoiser, or a noisy classifier."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ def dropped(cond: Cond, drop: float, noise: torch.Generator) -> Cond:
     return cond.masked_fill(gone, -1)
 
 
-def noised(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: torch.Generator) -> Prediction:
+def noised(denoiser: Denoiser | Told, x0: Tensor, t: Tensor, noise: torch.Generator) -> Prediction:
     """Return the truth of a training pair: x_t = alpha x0 + sigma eps with its x0 and eps.
 
     Args:
-        denoiser: knows the process.
+        denoiser: knows the process; a noisy classifier does as well.
         x0: shape (B, *).
         t: shape (B,).
         noise: generator on the device of x0.

@@ -151,6 +151,8 @@ class Cell:
         model = self.model
         if self.process is not None:
             own = model.denoiser
+            if not isinstance(own, NetDenoiser):
+                raise sampling.no_denoiser(model)
             other = NetDenoiser(own.net, self.process, own.param, own.label, own.null)
             model = replace(model, denoiser=other)
         return sampling.plan(model, self.sampling)

@@ -12,19 +12,20 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.data.images import Images
-from fewstep.denoiser import NetDenoiser
+from fewstep.denoiser import Told
 from fewstep.errors import CheckpointError, UsageError
 from fewstep.model import Model
 from fewstep.train.checkpoint import MODEL, WEIGHTS, Checkpoint, Part, fill, network
 from fewstep.train.ema import EMA
 
 TRAIN, STATE = "train.safetensors", "state.json"
+_T = TypeVar("_T", bound=Told)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -117,8 +118,8 @@ def adamw(weights: Sequence[nn.Parameter], weight_decay: float) -> torch.optim.A
     return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
 
 
-def with_net(denoiser: NetDenoiser, net: nn.Module) -> NetDenoiser:
-    """Return the same denoiser around another network (a copy of the shell only)."""
+def with_net(denoiser: _T, net: nn.Module) -> _T:
+    """Return the same denoiser or classifier around another network (a copy of the shell)."""
     twin = copy.copy(denoiser)
     twin._modules = {**denoiser._modules, "net": net}
     return twin

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.data.images import Images
 from fewstep.data.stream import Ids, batch_ids, rank_slice
-from fewstep.denoiser import NetDenoiser
+from fewstep.denoiser import Told
 from fewstep.errors import NumericError, UsageError
 from fewstep.objectives import Objective
 from fewstep.train import engine
@@ -53,7 +53,7 @@ class Stepper:
             )
 
     def step(
-        self, state: TrainState, denoiser: NetDenoiser, signals: engine.Signals
+        self, state: TrainState, denoiser: Told, signals: engine.Signals
     ) -> tuple[float, float, int]:
         """Take one step; return loss, norm of the gradient before clipping, signal to obey.
 
@@ -82,7 +82,7 @@ class Stepper:
         state.step += 1
         return loss, size, int(max(row[2] for row in rows))
 
-    def _gradient(self, step: int, denoiser: NetDenoiser) -> tuple[Tensor, Ids]:
+    def _gradient(self, step: int, denoiser: Told) -> tuple[Tensor, Ids]:
         """Leave the gradient of the mean loss in the weights; return this rank's losses, ids."""
         seed, rank = self.config.seed, self.procs.process_index
         ids = batch_ids(seed, step, self.config.batch_size, len(self.images))
