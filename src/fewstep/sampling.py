@@ -91,12 +91,55 @@ def grid(spacing: str, process: Process, steps: int) -> Tensor:
     return grids.strided(steps, spacing, total)
 
 
-def plan(model: Model, sampling: Sampling) -> Plan:
+@dataclass(frozen=True)
+class Steer:
+    """A noisy classifier that guides.
+
+    Attributes:
+        model: of the classifier, in evaluation mode, on the device that samples.
+        scale: the exponent on p(y | x_t), any finite number.
+    """
+
+    model: Model
+    scale: float = 1.0
+
+    def around(self, denoiser: Denoiser, model: Model) -> Denoiser:
+        """Return a model's denoiser guided by the classifier.
+
+        Raises:
+            UsageError: the model given to steer is no classifier, or one of other images, of
+                other classes or of another process.
+        """
+        classifier, mine = self.model.classifier, self.model
+        if classifier is None:
+            raise UsageError("the classifier given is a model of images, not a noisy classifier")
+        for what, own, other in (
+            ("images of shape", mine.shape, model.shape),
+            ("classes", mine.classes, model.classes or mine.classes),
+            ("process", classifier.process.describe(), model.denoiser.process.describe()),
+        ):
+            if own != other:
+                raise UsageError(
+                    f"the classifier has {what} {_few(own)}, the model {_few(other)}: take a "
+                    "classifier that was trained for this model"
+                )
+        base = denoiser if model.classes else guide.Unconditional(denoiser)
+        return guide.LogProb(base, classifier.log_prob, self.scale)
+
+
+def _few(value: object) -> str:
+    """Return a value in few characters."""
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def plan(model: Model, sampling: Sampling, steer: Steer | None = None) -> Plan:
     """Return what the settings stand for on this model.
 
     Args:
         model: its denoiser is wrapped, not changed.
         sampling: the settings; `model.sampling` is the preset.
+        steer: a noisy classifier that guides, around classifier-free guidance if there is both.
 
     Returns:
         the guided and clipped denoiser, the grid of shape (n + 1,), the solver and the cost.
@@ -122,6 +165,8 @@ def plan(model: Model, sampling: Sampling) -> Plan:
                 "leave --guidance-scale out"
             )
         denoiser = guide.ClassifierFree(denoiser, scale)
+    if steer is not None:
+        denoiser = steer.around(denoiser, model)
     if sampling.clip:
         denoiser = guide.Clamp(denoiser)
     solver = SAMPLERS[name](sampling.eta)
@@ -155,7 +200,12 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
 
 
 def walk(
-    model: Model, sampling: Sampling, labels: list[int] | None, n: int, seed: int = 0
+    model: Model,
+    sampling: Sampling,
+    labels: list[int] | None,
+    n: int,
+    seed: int = 0,
+    steer: Steer | None = None,
 ) -> Iterator[solvers.Step]:
     """Yield the steps of one batch.
 
@@ -165,6 +215,7 @@ def walk(
         labels: class index of each image, -1 = null, or None.
         n: number of images.
         seed: image i draws its noise from seed + i.
+        steer: a noisy classifier that guides.
 
     Returns:
         an iterator of `solvers.Step`, one per step; `.x` of shape (n, C, H, W).
@@ -172,7 +223,7 @@ def walk(
     Raises:
         UsageError: as `plan`.
     """
-    p = plan(model, sampling)
+    p = plan(model, sampling, steer)
     device = next(model.denoiser.parameters()).device
     cond = None if labels is None else torch.tensor(labels, device=device)
     return solvers.sample(p.denoiser, (n, *model.shape), p.times, p.solver, cond, seed)

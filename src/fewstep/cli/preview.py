@@ -1,7 +1,8 @@
-"""The sample grids of a training run: the same classes and seeds every time.
+"""What a training run shows of itself now and then, the same every time.
 
-A row is a class (the first ten), a column a seed, so that two grids of a run show the same
-images getting better.
+A generator shows a grid of samples: a row is a class (the first ten), a column a seed, so that
+two grids of a run show the same images getting better. A noisy classifier shows its accuracy on
+held-out images in quarters of the noise, because where it guides is where the noise is.
 """
 
 from collections import deque
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 from fewstep.report import picture
 
 if TYPE_CHECKING:
+    from fewstep.data import Images
     from fewstep.model import Model
 
 _ROWS, _STEPS = 10, 20
+_JUDGED = 1000  # images that a classifier in training is judged by
 _WORK = 80 * 64  # pixels of the grid for which a CPU needs seconds
 
 
@@ -41,6 +44,39 @@ class Preview:
         sheet = picture.grid(pixels, columns, max(1, scale // 2))
         facts = {"version": __version__, "step": step, "labels": labels, "steps": settings.steps}
         picture.save(sheet, self.folder / f"step-{step:08d}.png", facts)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Write samples/step-00000250.json and a line; `fit` calls it with the averaged classifier.
+
+    Args:
+        folder: where the files go.
+        images: held-out images; of more than a thousand, a fixed choice.
+    """
+
+    folder: Path
+    images: "Images"
+
+    def __call__(self, step: int, model: "Model") -> None:
+        """Classify noised images; write and say the accuracy by quarter."""
+        import torch
+
+        from fewstep.cli import console, record
+        from fewstep.objectives import accuracy_by_noise
+
+        assert model.classifier is not None
+        ids = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))
+        x, y = self.images.batch(ids[:_JUDGED])
+        place = next(model.classifier.parameters()).device
+        noise = torch.Generator(place).manual_seed(0)
+        found = accuracy_by_noise(model.classifier, x.to(place), y.to(place), noise)
+        record.json_file(
+            self.folder / f"step-{step:08d}.json",
+            {"step": step, "images": len(x), "of": self.images.name, "accuracy": found},
+        )
+        shown = " ".join(f"{share:.2f}" for share in found)
+        console.note(f"step {step}: accuracy by noise, from the cleanest quarter: {shown}")
 
 
 def layout(shape: tuple[int, ...], classes: int) -> tuple[list[int], int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.cli.console import warn
-from fewstep.errors import CheckpointError, suggest
+from fewstep.errors import CheckpointError, UsageError, suggest
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -99,11 +99,15 @@ def _missing(word: str, path: Path) -> str:
     )
 
 
-def find(word: str) -> Found:
+def find(word: str, *, classifier: bool = False) -> Found:
     """Find a model and open it; every byte is verified.
 
+    Args:
+        word: see `locate`.
+        classifier: whether a noisy classifier is wanted, or a model of images.
+
     Raises:
-        UsageError: a pickle file.
+        UsageError: a pickle file, or the other kind of model.
         CheckpointError: nothing of that name, or it is damaged.
         NumericError: a weight is not finite.
     """
@@ -111,6 +115,16 @@ def find(word: str) -> Found:
 
     path = locate(word)
     model = checkpoint.load_model(path)
+    if classifier and model.classifier is None:
+        raise UsageError(
+            f"{word}: a model of images, not a noisy classifier; train one with "
+            "fewstep train digits-classifier, or kind=classifier in a recipe"
+        )
+    if model.classifier is not None and not classifier:
+        raise UsageError(
+            f"{word}: a noisy classifier, which makes no images; it guides: fewstep sample MODEL "
+            f"--classifier {word} --label {model.classes[0]}"
+        )
     sealed = checkpoint.verify(path, hashes=False)["files"]
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     return Found(path, run.resolve().name, model, sealed[checkpoint.WEIGHTS]["sha256"])

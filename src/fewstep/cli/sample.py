@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, options
+from fewstep.cli import console, guidance, options
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from fewstep.cli.resolve import Found
     from fewstep.model import Model, Sampling
+    from fewstep.sampling import Steer
 
 app = options.app()
 
-_HUGE = 50.0  # guidance beyond this burns images out
 _BATCH_PIXELS = 1 << 18
 
 _N = options.whole(1, 100_000)
@@ -38,12 +38,14 @@ class Wish:
     """What to make.
 
     Attributes:
+        classes: class names, by index.
         labels: class index of every image, or None for images without a label.
         seeds: seed of every image.
         columns: images in a row of the grid.
         scale: whole factor of enlargement, None = by size.
     """
 
+    classes: tuple[str, ...]
     labels: list[int] | None
     seeds: list[int]
     columns: int
@@ -78,6 +80,14 @@ def sample(  # budget: table
     guidance_w: Annotated[
         float | None,
         typer.Option(parser=_REAL, metavar="W", help="the same as --guidance-scale 1 + W"),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="a noisy classifier that guides: a run or model folder"),
+    ] = None,
+    classifier_scale: Annotated[
+        float | None,
+        typer.Option(parser=_REAL, metavar="S", help="exponent of its p(label | image); 1"),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(parser=options.steps, metavar="N", help="sampling steps")
@@ -131,7 +141,7 @@ def sample(  # budget: table
     Without options, the model's own settings are used; images, seeds and settings are the same on
     every machine up to rounding.
     """
-    guidance_scale = _guidance(guidance_scale, guidance_w)
+    guidance_scale = guidance.one_scale(guidance_scale, guidance_w)
     target = None if explain and out is None else _target(out)
     changes = {
         "sampler": sampler,
@@ -145,36 +155,25 @@ def sample(  # budget: table
 
     place = engine.pick_device(device)
     found = find(model)
-    labels = _labels(found.model, label, number)
+    steer, judge = guidance.steer(classifier, classifier_scale, label)
+    known = found.model if found.model.classes or steer is None else steer.model
+    labels = _labels(known, label, number)
     preset = _preset(found.model, {k: v for k, v in changes.items() if v is not None}, labels)
-    wish = _wish(labels, number, seed, scale)
-    facts = _facts(found, preset, str(place))
+    wish = _wish(known.classes, labels, number, seed, scale)
+    facts = _facts(found, preset, str(place), steer) | judge
     if explain:
         _explain(found, preset, facts, form)
     if explain and out is None:
         return
     engine.tune_cpu()
     found.model.denoiser.to(place)
+    if steer is not None:
+        steer.model.denoiser.to(place)
     began = time.monotonic()
-    pixels = _draw(found.model, preset, wish)
+    pixels = _draw(found.model, preset, wish, steer)
     facts_made = {**facts, "seconds": round(time.monotonic() - began, 3)}
     files = _write(found, pixels, wish, target or _free(found, wish), facts)
     _report(files, wish, facts_made, form)
-
-
-def _guidance(scale: float | None, w: float | None) -> float | None:
-    """Return the scale from either of its names: s = 1 + w."""
-    if scale is not None and w is not None:
-        raise UsageError(
-            f"--guidance-scale {scale:g} and --guidance-w {w:g}: give one of them (scale = 1 + w)"
-        )
-    scale = 1 + w if w is not None else scale
-    if scale is not None and abs(scale) > _HUGE:
-        console.warn(
-            f"guidance scale {scale:g} is far beyond what follows a label (about 1 to 10): "
-            "expect images without detail"
-        )
-    return scale
 
 
 def _target(out: str | None) -> Path | None:
@@ -228,21 +227,25 @@ def _preset(model: "Model", changes: dict[str, Any], labels: list[int] | None) -
     return sampling.changed(model.sampling, changes)
 
 
-def _wish(labels: list[int] | None, number: int, seed: int, scale: int | None) -> Wish:
+def _wish(
+    classes: tuple[str, ...], labels: list[int] | None, number: int, seed: int, scale: int | None
+) -> Wish:
     """Return labels, seeds and the shape of the grid."""
     from fewstep.solvers import image_seeds
 
     count = len(labels) if labels is not None else number
     rows = count // number
     columns = number if rows > 1 else max(1, round(count**0.5 + 0.49))
-    return Wish(labels, image_seeds(seed, count), columns, scale)
+    return Wish(classes, labels, image_seeds(seed, count), columns, scale)
 
 
-def _facts(found: "Found", preset: "Sampling", device: str) -> dict[str, Any]:
+def _facts(
+    found: "Found", preset: "Sampling", device: str, steer: "Steer | None"
+) -> dict[str, Any]:
     """Return the settings that go into the file; nothing in them changes from run to run."""
     from fewstep import __version__, sampling
 
-    plan = sampling.plan(found.model, preset)
+    plan = sampling.plan(found.model, preset, steer)
     return {
         "version": __version__,
         "model": found.name,
@@ -289,7 +292,9 @@ def _explain(found: "Found", preset: "Sampling", facts: dict[str, Any], form: st
     print(f"network evaluations per image: {facts['nfe']}")
 
 
-def _draw(model: "Model", preset: "Sampling", wish: Wish) -> "NDArray[np.uint8]":
+def _draw(
+    model: "Model", preset: "Sampling", wish: Wish, steer: "Steer | None"
+) -> "NDArray[np.uint8]":
     """Return all images, uint8 (N, C, H, W), with a bar on a terminal."""
     import numpy as np
 
@@ -302,7 +307,7 @@ def _draw(model: "Model", preset: "Sampling", wish: Wish) -> "NDArray[np.uint8]"
         for k, first in enumerate(starts):
             some = None if wish.labels is None else wish.labels[first : first + size]
             n, last = min(size, len(wish.seeds) - first), None
-            for last in sampling.walk(model, preset, some, n, wish.seeds[first]):
+            for last in sampling.walk(model, preset, some, n, wish.seeds[first], steer):
                 tick(k * last.total + last.index + 1, len(starts) * last.total)
             assert last is not None
             if not last.x.isfinite().all():
@@ -314,18 +319,18 @@ def _draw(model: "Model", preset: "Sampling", wish: Wish) -> "NDArray[np.uint8]"
     return np.concatenate(done)
 
 
-def _name(found: "Found", wish: Wish) -> str:
+def _name(wish: Wish) -> str:
     """Return what the labels are called, for a file name."""
     if wish.labels is None:
         return "any"
-    names = [found.model.classes[k] for k in dict.fromkeys(wish.labels)]
+    names = [wish.classes[k] for k in dict.fromkeys(wish.labels)]
     joined = names[0] if len(names) == 1 else f"{len(names)}-labels"
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in joined)
 
 
 def _free(found: "Found", wish: Wish) -> Path:
     """Return a file name that is not taken."""
-    stem = f"{found.name}-{_name(found, wish)}-seed{wish.seeds[0]}"
+    stem = f"{found.name}-{_name(wish)}-seed{wish.seeds[0]}"
     path, k = Path(f"{stem}.png"), 2
     while path.exists():
         path, k = Path(f"{stem}-{k}.png"), k + 1
@@ -337,8 +342,7 @@ def _write(
 ) -> list[Path]:
     """Write one grid, or one file per image; return the paths."""
     scale = wish.scale or picture.factor(*pixels.shape[2:])
-    classes = found.model.classes
-    labels = [None if wish.labels is None else classes[k] for k in wish.labels or wish.seeds]
+    labels = [None if wish.labels is None else wish.classes[k] for k in wish.labels or wish.seeds]
     images = [{"seed": s, "label": name} for s, name in zip(wish.seeds, labels, strict=True)]
     single = target.suffix.lower() != ".png" or target.is_dir() or "{i}" in target.name
     if not single:

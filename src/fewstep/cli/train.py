@@ -59,7 +59,10 @@ def train(
     result(f"run folder: {out}")
     classes = model.classes
     label = ["--label", classes[min(7, len(classes) - 1)]] if classes else []
-    result(f"next: {command('sample', str(out), *label, '-n', '16')}")
+    if model.classifier is not None:
+        result(f"next: {command('sample', 'MODEL', '--classifier', str(out), *label, '-n', '16')}")
+    else:
+        result(f"next: {command('sample', str(out), *label, '-n', '16')}")
 
 
 def run(first: str | None, changes: list[str], data: str | None = None) -> "tuple[Path, Model]":
@@ -79,7 +82,7 @@ def run(first: str | None, changes: list[str], data: str | None = None) -> "tupl
     if rank() == 0:
         _open(recipe, out, {"train": images.describe(), "held_out": held_out.describe()})
     _announce(recipe, out, built, len(images))
-    return out, _fit(recipe, out, built, images)
+    return out, _fit(recipe, out, built, images, held_out)
 
 
 def _recipe(first: str | None, changes: list[str], data: str | None) -> "tuple[Recipe, Path]":
@@ -287,17 +290,18 @@ def _announce(recipe: "Recipe", out: Path, built: "Built", images: int) -> None:
     c, h, w = built.model.shape
     steps, batch = recipe.train.steps, recipe.train.batch_size
     kind = f"{len(built.model.classes)} classes" if built.model.classes else "unconditional"
+    net = "U-Net" if built.model.classifier is None else "noisy classifier"
     result(f"run folder: {out}")
     note(
-        f"model: U-Net, {parameter_count(built.model.denoiser):,} parameters, {c}x{h}x{w}, {kind}"
+        f"model: {net}, {parameter_count(built.model.denoiser):,} parameters, {c}x{h}x{w}, {kind}"
     )
     passes = steps * batch / images
     note(f"length: {steps} steps x {batch} images, {passes:.1f} passes over {images}")
 
 
-def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> "Model":
+def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any, held_out: Any) -> "Model":
     """Train, with a preview now and then; return the model with averaged weights."""
-    from fewstep.cli.preview import Preview
+    from fewstep.cli.preview import Accuracy, Preview
     from fewstep.train import checkpoint, engine
     from fewstep.train.fit import fit
 
@@ -313,7 +317,9 @@ def _fit(recipe: "Recipe", out: Path, built: "Built", images: Any) -> "Model":
         built.config,
         out,
         device=recipe.device,
-        on_sample=Preview(out / "samples"),
+        on_sample=Preview(out / "samples")
+        if built.model.classifier is None
+        else Accuracy(out / "samples", held_out if len(held_out) else images),
     )
     if done and max(done) >= steps:
         more = command("train", str(out), "train.steps=N")

@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 
 from fewstep import process, sampling
+from fewstep.classifier import NoisyClassifier
 from fewstep.data import Images, check_batch
 from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
 from fewstep.errors import UsageError
 from fewstep.model import Model
 from fewstep.model import Sampling as Preset
+from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.nets.unet import UNet, UNetConfig
-from fewstep.objectives import Denoising, times, weights
+from fewstep.objectives import Classification, Denoising, Objective, times, weights
 from fewstep.recipes.schema import Net, Recipe
 from fewstep.train.config import FitConfig
 
@@ -44,7 +46,7 @@ class Built:
     """
 
     model: Model
-    objective: Denoising
+    objective: Objective
     config: FitConfig
 
 
@@ -63,16 +65,16 @@ def build(recipe: Recipe, images: Images) -> Built:
     config = _unet(recipe, images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        net = UNet(config)
-    denoiser = NetDenoiser(
-        net,
-        process.from_description(recipe.process),
-        PARAMS[recipe.param],
-        LABELS[recipe.label],
-        null=config.null,
-    )
+        net = EncoderUNet(config) if isinstance(config, EncoderConfig) else UNet(config)
+    noising, label = process.from_description(recipe.process), LABELS[recipe.label]
     goal = recipe.objective
-    objective = Denoising(goal.view, TIMES[goal.times](), WEIGHTS[goal.weight](), goal.drop)
+    objective: Objective
+    if isinstance(config, EncoderConfig):
+        denoiser = NoisyClassifier(net, noising, label)
+        objective = Classification(TIMES[goal.times]())
+    else:
+        denoiser = NetDenoiser(net, noising, PARAMS[recipe.param], label, null=config.null)
+        objective = Denoising(goal.view, TIMES[goal.times](), WEIGHTS[goal.weight](), goal.drop)
     settings = recipe.train.model_dump(exclude={"replacement"})
     model = Model(
         denoiser,
@@ -81,7 +83,8 @@ def build(recipe: Recipe, images: Images) -> Built:
         Preset(**recipe.sampling.model_dump()),
         {"recipe": recipe.name, "data": _source(images)},
     )
-    sampling.plan(model, model.sampling)  # a preset that cannot be sampled is refused now
+    if model.classifier is None:
+        sampling.plan(model, model.sampling)  # a preset that cannot be sampled is refused now
     return Built(model, objective, FitConfig(**settings, seed=recipe.seed))
 
 
@@ -108,24 +111,28 @@ def _unet(recipe: Recipe, images: Images) -> UNetConfig:
             "stretch, or fewer levels"
         )
     classes = len(images.classes)
-    try:
-        return UNetConfig(
-            in_channels=c,
-            out_channels=c,
-            size=max(h, w),
-            width=net.width,
-            mult=net.mult,
-            depth=net.depth,
-            attention=net.attention,
-            heads=net.heads,
-            classes=classes,
-            null=not classes or recipe.objective.drop > 0,
-            dropout=net.dropout,
-            updown=net.updown,
-            groups=net.groups or _groups(net),
+    shared = {
+        "in_channels": c, "size": max(h, w), "width": net.width, "mult": net.mult,
+        "depth": net.depth, "attention": net.attention, "heads": net.heads,
+        "dropout": net.dropout, "updown": net.updown, "groups": net.groups or _groups(net),
+    }  # fmt: skip
+    if recipe.kind == "classifier" and classes < 2:
+        raise UsageError(
+            f"kind=classifier: {images.name} has {classes} classes, at least 2 are needed; give "
+            "a folder of class folders"
         )
+    if recipe.kind == "classifier" and net.pool == "attention" and h != w:
+        raise UsageError(
+            f"net.pool=attention: images of {w}x{h} pixels are not square; take net.pool=adaptive"
+        )
+    try:
+        if recipe.kind == "classifier":
+            return EncoderConfig(**shared, out_channels=classes, pool=net.pool)
+        null = not classes or recipe.objective.drop > 0
+        return UNetConfig(**shared, out_channels=c, classes=classes, null=null)
     except ValueError as e:
-        raise UsageError(str(e).replace("UNetConfig:", "net:")) from e
+        said = str(e).replace("UNetConfig:", "net:").replace("EncoderConfig:", "net:")
+        raise UsageError(said) from e
 
 
 def _groups(net: Net) -> int:

@@ -134,6 +134,7 @@ class Net(Section):
         groups: groups of the normalisations; null = the largest of 32, 16, 8, ... that fits.
         dropout: in [0, 1).
         updown: resample in residual blocks, else by convolutions.
+        pool: what a classifier reads its features with: attention, adaptive, spatial, spatial_v2.
     """
 
     width: Annotated[int, BeforeValidator(whole(2, 4096))] = 64
@@ -144,6 +145,7 @@ class Net(Section):
     groups: Annotated[int | None, BeforeValidator(whole(1, 1024, none=True))] = None
     dropout: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.0
     updown: bool = True
+    pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "attention"
 
 
 class Objective(Section):
@@ -198,6 +200,8 @@ class Recipe(Section):
     """A training run.
 
     Attributes:
+        kind: "generator", or "classifier" for a noisy classifier that guides one; it takes no
+            heed of param, sampling and all of objective but times.
         name: what to call it; also the default folder, runs/NAME.
         out: the run folder; null = runs/NAME.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -207,6 +211,7 @@ class Recipe(Section):
         label: what the network is told about the noise level.
     """
 
+    kind: Annotated[str, BeforeValidator(one_of("generator", "classifier"))] = "generator"
     name: Annotated[str, BeforeValidator(text)] = "run"
     out: Annotated[str, BeforeValidator(text)] | None = None
     device: Annotated[str, BeforeValidator(text)] = "auto"

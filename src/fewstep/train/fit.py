@@ -20,7 +20,7 @@ from fewstep.model import Model
 from fewstep.objectives import Objective
 from fewstep.train import checkpoint, engine, log
 from fewstep.train.config import FREE, FitConfig, learning_rate
-from fewstep.train.state import STATE, TrainState, check_identity, identity, with_net
+from fewstep.train.state import STATE, TrainState, check_identity, identity, renewed, with_net
 from fewstep.train.step import Stepper
 
 FIRST_SAMPLE = 20.0
@@ -107,7 +107,7 @@ class _Loop:
             if not isinstance(stored, dict):
                 raise CheckpointError(f"{newest / STATE}: no run in it; not a training checkpoint")
             check_classes(stored["classes"], self.stepper.images.classes, self.stepper.images.name)
-            check_identity(stored, self.identity(state), str(self.out))
+            check_identity(renewed(stored), self.identity(state), str(self.out))
             state.restore(files)
         if self.main:
             log.truncate(self.out / "metrics.jsonl", state.step)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fewstep.data.images import Images
 from fewstep.denoiser import Told
 from fewstep.errors import CheckpointError, UsageError
-from fewstep.model import Model
+from fewstep.model import Model, from_description
 from fewstep.train.checkpoint import MODEL, WEIGHTS, Checkpoint, Part, fill, network
 from fewstep.train.ema import EMA
 
@@ -142,6 +142,21 @@ def identity(
         "train": dict(settings),
     }
     return json.loads(json.dumps(run))  # as a file gives it back: a tuple becomes a list
+
+
+def renewed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored identity with the defaults of fields that are younger than it.
+
+    Args:
+        run: what `identity` returned, maybe in an earlier version.
+    """
+    try:
+        with torch.device("meta"):  # nothing is built but its description
+            whole = from_description(run["model"]).describe()
+    except (UsageError, KeyError, TypeError, ValueError):
+        return dict(run)  # the comparison will say what is wrong with it
+    model = {key: value for key, value in whole.items() if key in run["model"]}
+    return {**run, "model": json.loads(json.dumps(model))}
 
 
 def check_identity(stored: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
