@@ -71,7 +71,11 @@ def edit(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("net.name", "MLPP", r"net 'MLPP': allowed are UNet, MLP \(did you mean \"MLP\"\?\)"),
+        (
+            "net.name",
+            "MLPP",
+            r"net 'MLPP': allowed are UNet, MLP, EncoderUNet \(did you mean \"MLP\"\?\)",
+        ),
         ("net.wdth", 3, r"net has no field 'wdth' \(did you mean \"width\"\?\)"),
         ("process.name", "Cosin", r'process "Cosin".*did you mean "Cosine"'),
         ("process.flor", 1, r"process Cosine has no parameter 'flor'.*\"floor\""),
@@ -274,7 +278,7 @@ def test_the_examples_in_the_documentation_run(name: str) -> None:
 
 
 def test_the_tables_of_names_are_closed() -> None:
-    assert set(model.NETS) == {"UNet", "MLP"}
+    assert set(model.NETS) == {"UNet", "MLP", "EncoderUNet"}
 
 
 @pytest.mark.parametrize("param", [EPS, SCORE])
