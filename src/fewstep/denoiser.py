@@ -306,7 +306,7 @@ class NetDenoiser(Told, Denoiser):
         out = self.net(x_in, self.told(x_t, t), cond)
         if out.dtype != x_t.dtype:
             out = out.to(x_t.dtype)
-        if out.ndim > 1 and out.shape[1] == 2 * x_t.shape[1]:
+        if out.ndim > 1 and out.size(1) == 2 * x_t.size(1):
             out, variance = out.chunk(2, dim=1)
             prediction = self.param.read(x_t, alpha, sigma, out)
             prediction.variance = variance
