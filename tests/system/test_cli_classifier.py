@@ -80,8 +80,9 @@ def test_a_continued_run_is_the_whole_one(capsys) -> None:
 def test_it_guides_a_model_that_knows_no_classes(run, capsys) -> None:
     untrained("plain")
     words = ("sample", "plain", "-n", "2", "-o", "a.png")
-    code, _, err = call(capsys, *words, "--classifier", run, "--label", "3,7")
+    code, said, err = call(capsys, *words, "--classifier", run, "--label", "3,7")
     assert code == 0, err
+    assert "classifier judge scale 1" in said
     facts = read_settings(Path("a.png"))
     assert facts["classifier"]["name"] == "judge"
     assert facts["classifier"]["scale"] == 1

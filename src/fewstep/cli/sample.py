@@ -376,8 +376,10 @@ def _report(files: list[Path], wish: Wish, facts: dict[str, Any], form: str) -> 
         return
     s, n = facts["sampling"], len(wish.seeds)
     where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
+    judge = facts.get("classifier")
+    guided = f", classifier {judge['name']} scale {judge['scale']:g}" if judge else ""
     print(
         f"{where}: {n} images, {s['sampler']} {facts['steps']} steps, {facts['nfe']} network "
-        f"evaluations each, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g}), "
-        f"seeds {wish.seeds[0]}..{wish.seeds[-1]}, {facts['seconds']:.1f} s"
+        f"evaluations each, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
+        f"{guided}, seeds {wish.seeds[0]}..{wish.seeds[-1]}, {facts['seconds']:.1f} s"
     )
