@@ -392,6 +392,7 @@ def from_description(description: dict[str, Any]) -> Process:
     if name not in known:
         raise UsageError(f'process "{name}": allowed are {", ".join(known)}{suggest(name, known)}')
     values = {key: value for key, value in description.items() if key != "name"}
+    # every leaf is a dataclass, which the base class does not say
     fields = known[name].__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
     for key in values:
         if key not in fields:

@@ -10,7 +10,7 @@ from fewstep.denoiser import EPS, NetDenoiser
 from fewstep.errors import UsageError
 from fewstep.objectives import Bound, Chain, Hybrid, bits_per_dim, log_likelihood
 from fewstep.prediction import Prediction
-from fewstep.process import Tabulated
+from fewstep.process import Cosine, Tabulated
 from fewstep.reverse import posterior
 from laws.cases import largest, normal
 
@@ -152,6 +152,32 @@ def test_a_random_step_stands_for_the_whole_bound() -> None:
     error = math.sqrt(2) * float(whole.std()) / 20
     assert abs(float(got.mean()) - want) < 6 * error
     assert error < 0.05 * abs(want)
+
+
+@pytest.mark.parametrize("steps", [8, 1000, 4000])
+def test_times_are_moved_to_the_end_of_their_step(steps: int) -> None:
+    """Ends stay where they are, in float32 too; any other time goes up to the next."""
+    chain = Chain(steps)
+    ends = torch.arange(1, steps + 1) / steps
+    assert ends.dtype == torch.float32
+    assert torch.equal(chain.whole(ends), ends)
+    assert torch.equal(chain.whole(ends - 0.5 / steps), ends)
+
+
+@pytest.mark.parametrize("goal", [Hybrid(1.0), Bound()], ids=str)
+def test_a_process_without_a_table_is_trained_at_whole_steps(goal) -> None:
+    """The pair lies where its term is: a thousand steps of a process that is continuous."""
+    seen = []
+
+    class Watched(NetDenoiser):
+        def forward(self, x_t, t, cond=None):
+            seen.append(t)
+            return super().forward(x_t, t, cond)
+
+    x0 = LEVELS[torch.randint(256, (64, 1, 2, 2), generator=torch.Generator().manual_seed(1))]
+    goal(Watched(Twice(), Cosine()), x0, None, 0, torch.Generator().manual_seed(0))
+    index = seen[0].double() * 1000
+    assert float((index - index.round()).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize(

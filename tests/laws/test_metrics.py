@@ -14,7 +14,7 @@ from fewstep.metrics import moments, quality
 from fewstep.metrics.moments import Moments
 
 fidelity = pytest.importorskip("torch_fidelity.metric_fid")
-from torch_fidelity import metric_isc, metric_kid, metric_prc  # noqa: E402
+from torch_fidelity import metric_isc, metric_kid, metric_prc  # noqa: E402 -- after importorskip
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -151,7 +151,7 @@ def test_nfe_is_the_number_of_counted_calls(p: object, solver: Solver) -> None:
         grids.strided(30, "uniform", 200),
         grids.uniform(4, 0.9, 0.2),
     ):
-        d = counted(p)  # pyright: ignore[reportArgumentType]
+        d = counted(p)  # pyright: ignore[reportArgumentType] -- typed as Process
         list(sample(d, (3, 2), times, solver))
         assert d.net.images == 3 * nfe(d, times, solver)
 
@@ -190,7 +190,7 @@ def test_a_step_tells_where_it_is(solver: Solver) -> None:
 @pytest.mark.parametrize("p", PROCESSES, ids=str)
 def test_the_start_has_the_spread_of_the_process(p: object) -> None:
     """x at the first time is prior_std times the first draw of each image's own generator."""
-    d = counted(p)  # pyright: ignore[reportArgumentType]
+    d = counted(p)  # pyright: ignore[reportArgumentType] -- typed as Process
     seeds = image_seeds(3, 4)
     z = PerImage(seeds)(normal(4, 2))
     times = grids.uniform(2)

@@ -20,8 +20,8 @@ from fewstep.metrics.inception import resize
 
 fidelity = pytest.importorskip("torch_fidelity")
 
-from benchmarks.evaluation import images, peer, random_inception  # noqa: E402
-from torch_fidelity import metric_kid  # noqa: E402
+from benchmarks.evaluation import images, peer, random_inception  # noqa: E402 -- after importorskip
+from torch_fidelity import metric_kid  # noqa: E402 -- after importorskip
 
 N = 24
 FILE = "weights-inception-2015-12-05-6726825d.pth"

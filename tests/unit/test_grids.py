@@ -81,7 +81,7 @@ def test_every_spacing_rises_without_repeats(spacing: str) -> None:
 @pytest.mark.parametrize("make", [grids.karras, grids.logsnr])
 @pytest.mark.parametrize("n", [1, 2, 18])
 def test_grids_of_noise_levels_fall_to_clean(p: Process, make: object, n: int) -> None:
-    times = make(p, n)  # pyright: ignore[reportCallIssue]
+    times = make(p, n)  # pyright: ignore[reportCallIssue] -- both kinds
     assert times.shape == (n + 1,)
     assert times.dtype == torch.float64
     assert bool((times.diff() < 0).all())

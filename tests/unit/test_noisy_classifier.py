@@ -28,7 +28,7 @@ CONFIG = EncoderConfig(
 def fresh() -> Model:
     torch.manual_seed(0)
     classes = tuple(str(i) for i in range(10))
-    return Model(NoisyClassifier(EncoderUNet(CONFIG), Cosine()), (1, 8, 8), classes)  # pyright: ignore[reportArgumentType]
+    return Model(NoisyClassifier(EncoderUNet(CONFIG), Cosine()), (1, 8, 8), classes)
 
 
 class Bayes(nn.Module):

@@ -123,9 +123,9 @@ def evaluate(  # budget: table
     meter.wait(work)
     more = {
         "--data": data, "--protocol": protocol, "-n": number, "-o": out,
-        "--inception": inception, "--precision": precision,
+        "--inception": inception, "--precision": precision, "--seed": seed,
     }  # fmt: skip
-    plain = {"--protocol": "small-2k", "--precision": "fp32"}
+    plain = {"--protocol": "small-2k", "--precision": "fp32", "--seed": 0}
     words = [
         w for k, v in more.items() if v is not None and v != plain.get(k) for w in (k, str(v))
     ]

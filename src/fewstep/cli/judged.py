@@ -31,7 +31,7 @@ def is_images(word: str) -> bool:
 
     path = Path(word).expanduser()
     if path.is_dir():
-        if word in shipped() and not path.is_absolute():
+        if word in shipped():
             return False  # the shipped model; ./digits means the folder
         return not any((path / name).exists() for name in _MODEL)
     return path.suffix.lower() in (*ARRAYS, ".parquet")

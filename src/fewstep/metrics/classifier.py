@@ -241,7 +241,8 @@ def _read(path: Path, net: nn.Module) -> tuple[dict[str, Tensor] | None, str]:
         return None, ""
     try:
         with safe_open(str(path), "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())  # an open file is no mapping, one cannot iterate over it
+            state = {name: file.get_tensor(name) for name in names}
             said = json.loads((file.metadata() or {}).get("classifier", "{}"))
     except (OSError, SafetensorError, ValueError) as error:
         return None, " ".join(str(error).split())

@@ -60,8 +60,8 @@ class Split:
 
     def take(self, rows: Tensor) -> "Split":
         """Return the images of these rows, int64 or boolean."""
-        parts = (self.vectors, self.logits, self.labels)
-        return Split(*(None if x is None else x[rows] for x in parts))  # type: ignore[arg-type]
+        rest = (None if x is None else x[rows] for x in (self.logits, self.labels))
+        return Split(self.vectors[rows], *rest)
 
 
 @dataclass
@@ -186,8 +186,9 @@ class Reference:
         mean, std = quality.inception_score(made.logits, SPLITS)
 
         def of(x: Split) -> tuple[float, ...]:
-            enough = x.logits is not None and len(x) >= SPLITS
-            return quality.inception_score(x.logits, SPLITS) if enough else ()  # type: ignore[arg-type]
+            if x.logits is None or len(x) < SPLITS:
+                return ()
+            return quality.inception_score(x.logits, SPLITS)
 
         ceiling, n = self._floor("score", len(made), of)
         ends = intervals.around(mean, std / SPLITS**0.5)

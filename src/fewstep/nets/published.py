@@ -11,6 +11,7 @@ released flags; Song et al., Consistency Models, 2023, appendix C.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -30,52 +31,30 @@ SMALL = (32, 16, 8)
 CLASSES = 1000
 
 
-def _adm(size: int, width: int = 256, depth: int = 2, **more: object) -> UNetConfig:
+_COMMON: dict[str, Any] = {
+    "attention": SMALL,
+    "head_channels": 64,
+    "attention_order": "legacy",
+    "null": False,
+}
+
+
+def _adm(size: int, width: int = 256, depth: int = 2, **more: Any) -> UNetConfig:
     """Describe a network of ADM: learned variance, adaptive norms, resampling blocks."""
-    fields = {
-        "out_channels": 6,
-        "mult": LEVELS[size],
-        "attention": SMALL,
-        "head_channels": 64,
-        "attention_order": "legacy",
-        "classes": CLASSES,
-        "null": False,
-    } | more
-    return UNetConfig(size=size, width=width, depth=depth, **fields)  # pyright: ignore[reportArgumentType]
+    own = {"out_channels": 6, "mult": LEVELS[size], "classes": CLASSES}
+    return UNetConfig(size=size, width=width, depth=depth, **(_COMMON | own | more))
 
 
 def _classifier(size: int, depth: int = 2) -> EncoderConfig:
     """Describe a classifier of ADM."""
-    return EncoderConfig(
-        out_channels=CLASSES,
-        size=size,
-        width=128,
-        mult=LEVELS[size],
-        depth=depth,
-        attention=SMALL,
-        heads=1,
-        null=False,
-        head_channels=64,
-        attention_order="legacy",
-    )
+    own = {"out_channels": CLASSES, "mult": LEVELS[size], "heads": 1}
+    return EncoderConfig(size=size, width=128, depth=depth, **(_COMMON | own))
 
 
 def _glide(size: int, depth: int, in_channels: int) -> TextUNetConfig:
     """Describe a network of GLIDE (filtered)."""
-    return TextUNetConfig(
-        in_channels=in_channels,
-        out_channels=6,
-        size=size,
-        width=192,
-        mult=LEVELS[size],
-        depth=depth,
-        attention=SMALL,
-        heads=1,
-        null=False,
-        head_channels=64,
-        attention_order="legacy",
-        dropout=0.1,
-    )
+    own = {"in_channels": in_channels, "out_channels": 6, "mult": LEVELS[size], "heads": 1}
+    return TextUNetConfig(size=size, width=192, depth=depth, dropout=0.1, **(_COMMON | own))
 
 
 _IMAGENET_64 = {"width": 192, "depth": 3, "attention_order": "new"}

@@ -86,6 +86,12 @@ class Chain:
         steps = process.steps if isinstance(process, Tabulated) else 1000
         return cls(steps, variance, approximate)
 
+    def whole(self, t: Tensor) -> Tensor:
+        """Return the end i / T, i = 1 ... T, of the step in which each time lies, shape (B,)."""
+        # float32 times are off by less than the 1e-3 of a step that is taken for its end
+        index = (t.double() * self.steps - 1e-3).ceil().clamp(1, self.steps)
+        return (index / self.steps).to(t.dtype)
+
     def term(self, process: Process, guess: Prediction, truth: Prediction, t: Tensor) -> Tensor:
         """Return the bits per dimension of the step that begins at t, shape (B,).
 
@@ -186,7 +192,7 @@ class Hybrid:
 
     Args:
         rate: factor of the bound; 1 / 1000 in the paper and its programs.
-        times: the law of the training times; must draw whole steps.
+        times: the law of the training times, which are moved to whole steps.
         drop: as in `Denoising`.
 
     Raises:
@@ -211,14 +217,11 @@ class Hybrid:
     ) -> Tensor:
         """Return the losses of a batch; see `Denoising`."""
         del step
-        process = denoiser.process
-        t = self.times(process, len(x0), noise)
-        truth = noised(denoiser, x0, t, noise)
-        guess = denoiser(truth.x_t, t, dropped(cond, self.drop, noise))
+        chain = Chain.of(denoiser.process, "learned", approximate=True)
+        t, guess, truth = _drawn(self, chain, denoiser, x0, cond, noise)
         still = guess.with_x0(guess.x0.detach())
-        chain = Chain.of(process, "learned", approximate=True)
         error = (guess.eps - truth.eps).square().flatten(1).mean(1)
-        return error + self.rate * chain.steps * chain.term(process, still, truth, t)
+        return error + self.rate * chain.steps * chain.term(denoiser.process, still, truth, t)
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ class Bound:
 
     Args:
         variance: "small", "large" or "learned".
-        times: the law of the training times; must draw whole steps.
+        times: the law of the training times, which are moved to whole steps.
         drop: as in `Denoising`.
 
     Source: Ho et al., 2020, eq. 5 (arXiv 2006.11239).
@@ -247,9 +250,20 @@ class Bound:
     ) -> Tensor:
         """Return the losses of a batch, bits per dimension; see `Denoising`."""
         del step
-        process = denoiser.process
-        t = self.times(process, len(x0), noise)
-        truth = noised(denoiser, x0, t, noise)
-        guess = denoiser(truth.x_t, t, dropped(cond, self.drop, noise))
-        chain = Chain.of(process, self.variance, approximate=True)
-        return chain.steps * chain.term(process, guess, truth, t)
+        chain = Chain.of(denoiser.process, self.variance, approximate=True)
+        t, guess, truth = _drawn(self, chain, denoiser, x0, cond, noise)
+        return chain.steps * chain.term(denoiser.process, guess, truth, t)
+
+
+def _drawn(
+    goal: Hybrid | Bound,
+    chain: Chain,
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    noise: torch.Generator,
+) -> tuple[Tensor, Prediction, Prediction]:
+    """Return times at whole steps of the chain, the guess and the truth there."""
+    t = chain.whole(goal.times(denoiser.process, len(x0), noise))
+    truth = noised(denoiser, x0, t, noise)
+    return t, denoiser(truth.x_t, t, dropped(cond, goal.drop, noise)), truth

@@ -49,6 +49,7 @@ class EMA:
         in every step, which takes three times as long as the one kernel that does the work.
         """
         weight = 1 - decay_at(self.updates, self.decay)
+        # not in torch's list of public names, though documented with torch.optim's foreach
         torch._foreach_lerp_(*self._parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
         for average, current in zip(*self._buffers, strict=True):
             average.copy_(current)
