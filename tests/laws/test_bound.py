@@ -106,6 +106,24 @@ def test_learned_variances_reach_both_bounds() -> None:
         assert float(((got - want) / want).abs().max()) < 1e-9
 
 
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_the_last_step_pays_for_the_values(variance: str) -> None:
+    """The likelihood of 8 bits under the width of the step before: beta-tilde of two steps."""
+    p = Tabulated("linear")
+    t = torch.full((256,), 1 / 1000, dtype=torch.float64)
+    x0, near = LEVELS[:, None], 0.97 * LEVELS[:, None]
+    alpha, sigma = p.alpha(t)[:, None], p.sigma(t)[:, None]
+    points = [Prediction(x0, alpha, sigma, x0=x) for x in (near, x0)]
+    bar = p.alpha_bar
+    width = math.sqrt(float((1 - bar[0]) / (1 - bar[1]) * (1 - bar[1] / bar[0])))
+    above = torch.special.ndtr((x0 - near + 1 / 255) / width)
+    below = torch.special.ndtr((x0 - near - 1 / 255) / width)
+    above[-1], below[0] = 1, 0
+    want = -torch.log2((above - below).clamp_min(1e-12))
+    got = Chain(variance=variance).term(p, *points, t)
+    assert largest(got, want[:, 0]) < 1e-6
+
+
 class Twice(torch.nn.Module):
     """A network with two parameters: one for the mean, one for the variance."""
 
