@@ -28,7 +28,7 @@ CORE = ({"torch", "numpy"}, set[str]())
 TRAIN = ({"torch", "numpy", "accelerate", "safetensors", "PIL"}, {"psutil"})
 OUTPUT = (
     {"torch", "numpy", "pydantic", "yaml", "safetensors", "PIL"},
-    {"matplotlib", "diffusers", "onnx", "onnxruntime"},
+    {"matplotlib", "diffusers", "onnx", "onnxruntime", "tokenizers"},
 )
 COMMAND = (
     {"typer", "rich", "click"},
@@ -36,10 +36,8 @@ COMMAND = (
 )
 THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("errors", "files"), (set[str](), set[str]())),
-    **dict.fromkeys(
-        ("shapes", "process", "prediction", "reverse", "denoiser", "exact", "classifier", "nets"),
-        CORE,
-    ),
+    **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse"), CORE),
+    **dict.fromkeys(("denoiser", "exact", "classifier", "nets"), CORE),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "distill"), CORE),
     "likelihood": CORE,
     "model": ({"torch", "numpy"}, {"safetensors"}),
@@ -53,8 +51,9 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "__main__": (set(), set()),
 }
 SHAPED = {
-    "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets", "data", "guide",
-    "classifier", "solvers", "objectives", "metrics", "distill", "edit", "likelihood",
+    "conditions", "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets",
+    "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
+    "likelihood",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import LABELS, Cond, Label, Told, angle
+from fewstep.conditions import Cond, classes
+from fewstep.denoiser import LABELS, Label, Told, angle
 from fewstep.process import Process
 from fewstep.shapes import Number
 
@@ -54,12 +55,12 @@ class NoisyClassifier(Told):
         Returns:
             shape (B,), float32 or better.
         """
-        logits = self(x_t, t)
-        if cond is None:
+        logits, asked = self(x_t, t), classes(cond)
+        if asked is None:
             return logits.sum(1) * 0
         known = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), 1)
-        found = known.gather(1, cond.clamp_min(0)[:, None])[:, 0]
-        return torch.where(cond < 0, 0 * found, found)
+        found = known.gather(1, asked.clamp_min(0)[:, None])[:, 0]
+        return torch.where(asked < 0, 0 * found, found)
 
     def describe(self) -> dict[str, Any]:
         """Return process and label as JSON values."""

@@ -7,8 +7,8 @@ survives a change of process) and answers in one of the parametrisations `X0`, `
 `SCORE`, `EDM`, which are analytic coefficients. Exact denoisers are in `exact`, guidance in
 `guide`: they are denoisers too.
 
-A condition is one argument: class indices of shape (B,), where -1 asks for the null condition
-(no class) of that sample, or None for the null of the whole batch.
+A condition is one argument (see `conditions`): class indices of shape (B,), where -1 asks for the
+null condition (no class) of that sample, another condition, or None for the null of the batch.
 """
 
 import math
@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import shapes
+from fewstep.conditions import Cond
 from fewstep.errors import UsageError
 from fewstep.prediction import Prediction, scaled_sum
 from fewstep.process import Process, Tabulated
 from fewstep.shapes import Number, like
-
-Cond = Tensor | None
-"""Class indices (B,) with -1 for the null, or None for the null of all."""
 
 
 def _levels(process: Process, x_t: Tensor, t: Number) -> tuple[Number, Number]:
@@ -150,6 +148,32 @@ class _Edm:
         return Prediction(x_t, alpha, sigma, x0, eps)
 
 
+class _Consistency(_Edm):
+    """Read the output as a consistency function, which is the identity at the ratio `least`.
+
+    EDM's reading of the noise above the least one: with d = sigma - least alpha, s = sigma_data
+    and r of EDM, x0 = (alpha s^2 / (d^2 + alpha^2 s^2)) x_t + (d s / r) F. The root in r has
+    sigma, not d, as published.
+
+    Source: Song et al., "Consistency Models", 2023, appendix C (arXiv 2303.01469).
+    """
+
+    name = "CONSISTENCY"
+
+    def __init__(self, sigma_data: float, least: float) -> None:
+        super().__init__(sigma_data)
+        self.least = least
+
+    def __repr__(self) -> str:
+        return f"CONSISTENCY({self.sigma_data}, {self.least})"
+
+    def read(self, x_t: Tensor, alpha: Number, sigma: Number, out: Tensor) -> Prediction:
+        s, d = self.sigma_data, sigma - self.least * alpha
+        keep = alpha * s * s / (d * d + alpha * alpha * s * s)
+        x0 = scaled_sum(keep, x_t, s * d / self._radius(alpha, sigma), out)
+        return Prediction.from_x0(x_t, alpha, sigma, x0)
+
+
 X0: Param = _View(Prediction.from_x0, "X0")
 """The network says x0: singular in eps at sigma = 0, poor at low noise."""
 EPS: Param = _View(Prediction.from_eps, "EPS")
@@ -161,7 +185,17 @@ SCORE: Param = _View(Prediction.from_score, "SCORE")
 EDM: Param = _Edm(0.5)
 """The network says EDM's F for data of standard deviation 0.5: regular at both ends."""
 
-PARAMS: Mapping[str, Param] = {"X0": X0, "EPS": EPS, "V": V, "SCORE": SCORE, "EDM": EDM}
+CONSISTENCY: Param = _Consistency(0.5, 0.002)
+"""The network says the F of a published consistency model, clean at sigma / alpha = 0.002."""
+
+PARAMS: Mapping[str, Param] = {
+    "X0": X0,
+    "EPS": EPS,
+    "V": V,
+    "SCORE": SCORE,
+    "EDM": EDM,
+    "CONSISTENCY": CONSISTENCY,
+}
 """The closed table of names that a stored model may use."""
 
 _REMEMBERED = 4096  # times whose labels a denoiser keeps
@@ -207,6 +241,41 @@ def index(process: Process, t: Number) -> Number:
     return t * float(process.steps) - 1
 
 
+def index_of_thousand(process: Process, t: Number) -> Number:
+    """Return the index of a table of T entries as if it had 1000, 1000 t - 1000 / T.
+
+    Args:
+        process: a `Tabulated` process of T steps.
+        t: time in [0, 1], a float or shape (B,); (i + 1) / T is entry i.
+
+    Returns:
+        a float or shape (B,), in [-1000 / T, 1000 - 1000 / T].
+
+    Raises:
+        ValueError: the process has no table.
+
+    Source: Nichol and Dhariwal, 2021, released program, `rescale_timesteps` (arXiv 2102.09672).
+    """
+    if not isinstance(process, Tabulated):
+        raise ValueError(f"label index_of_thousand: {process} has no table; use Tabulated")
+    return index(process, t) * (1000 / process.steps)
+
+
+def log_sigma_250(process: Process, t: Number) -> Number:
+    """Return 250 ln(sigma / alpha), the label of the published consistency models and teachers.
+
+    Args:
+        process: gives the log-SNR.
+        t: time in [0, 1], a float or shape (B,).
+
+    Returns:
+        a float or shape (B,); -inf where sigma is 0.
+
+    Source: Song et al., 2023, released program: 1000 times the label of EDM (arXiv 2303.01469).
+    """
+    return process.logsnr(t) * -125.0
+
+
 def quarter_log_sigma(process: Process, t: Number) -> Number:
     """Return ln(sigma / alpha) / 4, the label of EDM networks.
 
@@ -225,6 +294,8 @@ def quarter_log_sigma(process: Process, t: Number) -> Number:
 LABELS: Mapping[str, Label] = {
     "angle": angle,
     "index": index,
+    "index_of_thousand": index_of_thousand,
+    "log_sigma_250": log_sigma_250,
     "quarter_log_sigma": quarter_log_sigma,
 }
 """The closed table of names that a stored model may use."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep import shapes
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.conditions import Cond, classes
+from fewstep.denoiser import Denoiser
 from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.shapes import Number
@@ -128,11 +129,12 @@ class Mixture(Denoiser):
         return shapes.like(self.process.alpha(t), flat), shapes.like(self.process.sigma(t), flat)
 
     def _keep(self, joint: Tensor, cond: Cond) -> Tensor:
-        if cond is None:
+        asked = classes(cond)
+        if asked is None:
             return joint
         if self.classes is None:
             raise ValueError("a condition was given, but the components have no classes")
-        other = (self.classes != cond[:, None]) & (cond[:, None] >= 0)
+        other = (self.classes != asked[:, None]) & (asked[:, None] >= 0)
         return joint.masked_fill(other, -torch.inf)
 
 

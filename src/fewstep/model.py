@@ -16,16 +16,23 @@ from fewstep.classifier import NoisyClassifier
 from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
 from fewstep.errors import UsageError, suggest
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
+from fewstep.nets.extra_inputs import Inpaint, SuperRes
 from fewstep.nets.mlp import MLP, MLPConfig
+from fewstep.nets.text import TextUNet, TextUNetConfig
 from fewstep.nets.unet import UNet, UNetConfig
 
 NETS: Mapping[str, tuple[type[nn.Module], type]] = {
     "UNet": (UNet, UNetConfig),
     "MLP": (MLP, MLPConfig),
     "EncoderUNet": (EncoderUNet, EncoderConfig),
+    "TextUNet": (TextUNet, TextUNetConfig),
 }
 """The networks that a stored model may name, each with its configuration. An `EncoderUNet` makes
 the model a noisy classifier."""
+
+INPUTS: Mapping[str, type[Inpaint] | type[SuperRes]] = {"known": Inpaint, "low_res": SuperRes}
+"""The further images that a network may be shown, by the wrapper that takes them (see
+`nets.extra_inputs`)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ class Model:
         denoiser: the network with its process and parametrisation; of a classifier, with its
             process alone: see `classifier`.
         shape: (C, H, W) of one image.
-        classes: class names in the order of their indices; empty = unconditional.
+        classes: class names in the order of their indices; empty = unconditional, or conditioned
+            by something else.
         sampling: the preset.
         about: where it comes from: data name and fingerprint, licence, steps, free text.
     """
@@ -73,15 +81,31 @@ class Model:
         """The noisy classifier that this model is, or None for a denoiser."""
         return self.denoiser if isinstance(self.denoiser, NoisyClassifier) else None
 
+    @property
+    def net(self) -> nn.Module:
+        """The network without the wrappers of its further inputs."""
+        return _unwrapped(self.denoiser.net)[0]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names in `INPUTS` of the further images that the network is shown, outermost first."""
+        return _unwrapped(self.denoiser.net)[1]
+
+    @property
+    def text(self) -> TextUNetConfig | None:
+        """What a network that reads captions expects, or None for the others."""
+        return self.net.config if isinstance(self.net, TextUNet) else None
+
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
-        net = self.denoiser.net
+        net = self.net
         names = [name for name, (kind, _) in NETS.items() if type(net) is kind]
         if not names:
             raise ValueError(f"a model with a {type(net).__name__}: only {list(NETS)} are stored")
         return {
             "net": {"name": names[0], **asdict(net.config)},  # pyright: ignore[reportArgumentType] -- both nets have one
             **self.denoiser.describe(),
+            **({"inputs": list(self.inputs)} if self.inputs else {}),
             "shape": list(self.shape),
             "classes": list(self.classes),
             "sampling": asdict(self.sampling),
@@ -115,27 +139,41 @@ def from_description(description: Mapping[str, Any]) -> Model:
         UsageError: a name, parameter or number that this version does not know.
     """
     values = dict(description.get("net", {}))
-    name = values.pop("name", None)
-    needed = {"net", "process", "label", "shape", *(("param",) if name != "EncoderUNet" else ())}
+    kind_name = values.pop("name", None)
+    classifies = kind_name == "EncoderUNet"
+    needed = {"net", "process", "label", "shape", *(() if classifies else ("param",))}
     missing = needed - set(description)
     if missing:
         raise UsageError(f"model description: {', '.join(sorted(missing))} missing")
-    kind, config = _known("net", name, NETS)
+    kind, config = _known("net", kind_name, NETS)
     net = kind(_build(config, values, "net"))
+    shape = tuple(int(n) for n in description["shape"])
+    for name in reversed(description.get("inputs", ())):
+        wrapper = _known("input", name, INPUTS)
+        net = Inpaint(net, shape[0]) if wrapper is Inpaint else wrapper(net)
     noising = process.from_description(dict(description["process"]))
     label = _known("label", description["label"], LABELS)
-    if name == "EncoderUNet":
+    if classifies:
         model: NetDenoiser | NoisyClassifier = NoisyClassifier(net, noising, label)
     else:
         param = _known("param", description["param"], PARAMS)
         model = NetDenoiser(net, noising, param, label, bool(description.get("null", True)))
     return Model(
         model,
-        tuple(int(n) for n in description["shape"]),
+        shape,
         tuple(str(c) for c in description.get("classes", ())),
         _build(Sampling, description.get("sampling", {}), "sampling"),
         dict(description.get("about", {})),
     )
+
+
+def _unwrapped(net: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the network inside the wrappers, and their names, outermost first."""
+    names: list[str] = []
+    while isinstance(net, tuple(INPUTS.values())):
+        names += [name for name, kind in INPUTS.items() if type(net) is kind]
+        net = net.net
+    return net, tuple(names)
 
 
 def _known(what: str, name: Any, table: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep import guide, solvers
 from fewstep.classifier import NoisyClassifier
+from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, suggest
 from fewstep.model import Model, Sampling
@@ -159,7 +160,7 @@ def plan(model: Model, sampling: Sampling, steer: Steer | None = None) -> Plan:
         raise no_denoiser(model)
     denoiser: Denoiser = model.denoiser
     if scale != 1:
-        if not model.classes:
+        if not model.classes and model.text is None:
             raise UsageError(
                 f"guidance scale {scale:g}: this model is unconditional (it has no classes); "
                 "leave --guidance-scale out"
@@ -202,7 +203,7 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
 def walk(
     model: Model,
     sampling: Sampling,
-    labels: list[int] | None,
+    cond: Cond | list[int],
     n: int,
     seed: int = 0,
     steer: Steer | None = None,
@@ -212,7 +213,7 @@ def walk(
     Args:
         model: in evaluation mode.
         sampling: the settings.
-        labels: class index of each image, -1 = null, or None.
+        cond: the condition of the n images on any device, a list of n class indices, or None.
         n: number of images.
         seed: image i draws its noise from seed + i.
         steer: a noisy classifier that guides.
@@ -224,9 +225,8 @@ def walk(
         UsageError: as `plan`.
     """
     p = plan(model, sampling, steer)
-    device = next(model.denoiser.parameters()).device
-    cond = None if labels is None else torch.tensor(labels, device=device)
-    return solvers.sample(p.denoiser, (n, *model.shape), p.times, p.solver, cond, seed)
+    told = torch.tensor(cond) if isinstance(cond, list) else cond
+    return solvers.sample(p.denoiser, (n, *model.shape), p.times, p.solver, told, seed)
 
 
 def to_uint8(x: Tensor) -> Tensor:

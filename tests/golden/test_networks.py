@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewstep.conditions import Caption, Known, LowRes
 from fewstep.interop.glide import from_glide, glide_config, to_glide
 from fewstep.interop.openai import encoder_config, from_openai, to_openai, unet_config
 from fewstep.nets import UNet
 from fewstep.nets.encoder import EncoderUNet
-from fewstep.nets.extra_inputs import Inpaint, Known, LowRes, SuperRes
-from fewstep.nets.text import Caption, TextUNet
+from fewstep.nets.extra_inputs import Inpaint, SuperRes
+from fewstep.nets.text import TextUNet
 
 DEFAULT = Path(__file__).parent / "data"
 DIRECTORY = Path(os.environ.get("FEWSTEP_GOLDEN") or DEFAULT)

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep import guide, solvers
-from fewstep.denoiser import EPS, Cond, Denoiser, NetDenoiser, index
+from fewstep.conditions import Cond
+from fewstep.denoiser import EPS, PARAMS, Denoiser, NetDenoiser, index, log_sigma_250
 from fewstep.exact import Mixture
 from fewstep.objectives import Chain
 from fewstep.prediction import Prediction
@@ -279,6 +280,29 @@ def check_heun(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     check("out", run.x[-1], tensors["out"], settings["tolerance"])
 
 
+class Waves(nn.Module):
+    """The closed-form network F = 0.7 tanh(x) + 0.2 sin(label / 50) x of the consistency cases."""
+
+    def forward(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
+        del cond
+        return 0.7 * x.tanh() + 0.2 * torch.sin(label / 50)[:, None, None, None] * x
+
+
+def check_preconditioning(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """How consistency models and their teachers are read, and their grids of noise levels."""
+    p, tolerance = EDM(float(settings["sigma_max"])), settings["tolerance"]
+    x, sigma = tensors["x"].double(), tensors["sigma"].double()
+    for name in ("edm", "consistency"):
+        net = NetDenoiser(Waves(), p, PARAMS[name.upper()], log_sigma_250)
+        denoised = net(x, sigma / p.sigma_max).x0
+        check(name, denoised, tensors[f"{name}.denoised"], tolerance)
+    for key, want in tensors.items():
+        if key.startswith("karras_sigmas."):
+            n = int(key.rpartition(".")[2])
+            times = grids.karras(p, n, low=float(settings["sigma_min"]))
+            check(key, p.sigma(times), want, tolerance)
+
+
 Check = Callable[[dict[str, Any], dict[str, Tensor]], None]
 CHECKS: dict[str, Check] = {
     "schedules": check_schedules,
@@ -291,12 +315,13 @@ CHECKS: dict[str, Check] = {
     "ddim_encode": check_encode,
     "losses_ddpm": check_losses,
     "edm_heun": check_heun,
+    "consistency_preconditioning": check_preconditioning,
 }
 # Prefixes of the reference programs that other modules compare, or that nothing offers yet.
 ELSEWHERE = (
     "adm_",
     "annealed_langevin",
-    "consistency_",
+    "consistency_sample",
     "edm_ablation_",
     "glide_",
     "losses_consistency",

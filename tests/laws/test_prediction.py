@@ -8,7 +8,7 @@ from fewstep.denoiser import LABELS, PARAMS, NetDenoiser, _Edm
 from fewstep.exact import DataSet, Gaussian
 from fewstep.objectives import Denoising, noised
 from fewstep.prediction import VIEWS, Prediction
-from fewstep.process import VP, Cosine, Process
+from fewstep.process import EDM, VP, Cosine, Process, Tabulated
 from laws.cases import PROCESSES, generator, largest, mixture, normal
 
 B = 64
@@ -98,6 +98,31 @@ def test_edm_is_minus_v_for_unit_data(sigma: float) -> None:
     assert PARAMS["EDM"].scale(1.0, sigma) == pytest.approx((sigma**2 + d**2) ** -0.5, rel=1e-14)
 
 
+def test_a_consistency_model_is_the_identity_where_it_ends() -> None:
+    """f(x, sigma_min) = x whatever the network says; EDM's reading is not."""
+    x_t, out = normal(B, 2), 10 * normal(B, 2, seed=2)
+    for alpha in (1.0, 0.4):
+        got = PARAMS["CONSISTENCY"].read(x_t, alpha, 0.002 * alpha, out)
+        assert largest(alpha * got.x0, x_t) < 1e-14
+    assert largest(PARAMS["EDM"].read(x_t, 1.0, 0.002, out).x0, x_t) > 1e-3
+
+
+@pytest.mark.parametrize("steps", [1000, 4000])
+def test_labels_of_published_networks(steps: int) -> None:
+    """The index counts from 0 to T - 1, or as if T were 1000; 250 ln sigma is 1000 x EDM."""
+    p, t = Tabulated("cosine", steps), torch.tensor([1 / steps, 0.5, 1.0], dtype=torch.float64)
+    want = torch.tensor([0, steps / 2 - 1, steps - 1], dtype=torch.float64)
+    assert largest(LABELS["index"](p, t), want) < 1e-9
+    assert largest(LABELS["index_of_thousand"](p, t), want * 1000 / steps) < 1e-9
+    edm = EDM()
+    assert largest(LABELS["log_sigma_250"](edm, t), 250 * (80 * t).log()) < 1e-9
+    assert (
+        largest(LABELS["log_sigma_250"](edm, t), 1000 * LABELS["quarter_log_sigma"](edm, t)) < 1e-9
+    )
+    with pytest.raises(ValueError, match="no table"):
+        LABELS["index_of_thousand"](edm, t)
+
+
 class Oracle(nn.Module):
     """Answers with a fixed tensor and remembers what it was shown."""
 
@@ -128,17 +153,19 @@ def test_a_perfect_network_in_any_parametrisation_is_the_exact_denoiser(
     x_t, t, y = point(p)
     q = mixture(p)(x_t, t, y)
     r = (q.sigma**2 + 0.25 * q.alpha**2).sqrt()
-    target = (
-        (q.x0 - q.alpha * 0.25 / r**2 * x_t) * r / (q.sigma * 0.5)
-        if name == "EDM"
-        else q.view(name.lower())
-    )
+    scaled = {"EDM": 0.0, "CONSISTENCY": 0.002}
+    if name in scaled:
+        d = q.sigma - scaled[name] * q.alpha
+        keep = q.alpha * 0.25 / (d**2 + 0.25 * q.alpha**2)
+        target = (q.x0 - keep * x_t) * r / (d * 0.5)
+    else:
+        target = q.view(name.lower())
     net = Oracle(target)
     label = LABELS["angle"]
     got = NetDenoiser(net, p, PARAMS[name], label)(x_t, t, y)
     assert largest(got.x0, q.x0) < 1e-9 * float(1 + q.x0.abs().max())
     assert float(((got.eps - q.eps) / (1 + q.eps.abs())).abs().max()) < 1e-9
-    assert largest(net.seen[0], x_t / r if name == "EDM" else x_t) < 1e-12
+    assert largest(net.seen[0], x_t / r if name in scaled else x_t) < 1e-12
     assert bool((net.seen[1].diff() > 0).all())
     assert 0 <= float(net.seen[1].min()) <= float(net.seen[1].max()) <= 1000
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.conditions import Known, LowRes
 from fewstep.nets import UNet, UNetConfig
-from fewstep.nets.extra_inputs import Inpaint, Known, LowRes, SuperRes
+from fewstep.nets.extra_inputs import Inpaint, SuperRes
 from tests.unit.random_nets import randomise
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.nets.text import Caption, Layer, TextUNet, TextUNetConfig, Transformer
+from fewstep.conditions import Caption
+from fewstep.nets.text import Layer, TextUNet, TextUNetConfig, Transformer
 from tests.unit.random_nets import randomise
 
 SMALL = TextUNetConfig(

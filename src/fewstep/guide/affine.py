@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep import shapes
-from fewstep.denoiser import Cond, Denoiser
+from fewstep import conditions, shapes
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.prediction import Prediction
 from fewstep.shapes import Number
@@ -60,7 +61,7 @@ class ClassifierFree(Denoiser):
         if cond is None or self.scale == 1:
             return self.denoiser(x_t, t, cond)
         if self.scale == 0:
-            return self.denoiser(x_t, t)
+            return self.denoiser(x_t, t, conditions.null(cond))
         uncond, given = branches(self.denoiser, x_t, t, cond)
         return uncond.lerp(given, self.scale)
 
@@ -70,7 +71,7 @@ class ClassifierFree(Denoiser):
 
 
 def branches(
-    denoiser: Denoiser, x_t: Tensor, t: Number, cond: Tensor
+    denoiser: Denoiser, x_t: Tensor, t: Number, cond: Cond
 ) -> tuple[Prediction, Prediction]:
     """Return the unconditional and the conditional prediction, in one call or in two.
 
@@ -81,12 +82,13 @@ def branches(
         denoiser: a denoiser that knows the null condition.
         x_t: noisy batch, shape (B, *).
         t: times, a float or (B,).
-        cond: classes, shape (B,).
+        cond: the condition; the unconditional branch is asked with `conditions.null` of it.
     """
+    nothing = conditions.null(cond)
     if x_t.shape[0] > _DOUBLE_UP_TO and not x_t.is_cuda:
-        return denoiser(x_t, t), denoiser(x_t, t, cond)
+        return denoiser(x_t, t, nothing), denoiser(x_t, t, cond)
     times = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
-    both = denoiser(torch.cat([x_t, x_t]), times, torch.cat([torch.full_like(cond, -1), cond]))
+    both = denoiser(torch.cat([x_t, x_t]), times, conditions.join(nothing, cond))
     alpha, sigma = denoiser.levels(x_t, t)
     x0, eps = both.x0.chunk(2), both.eps.chunk(2)
     wide = (None, None) if both.variance is None else both.variance.chunk(2)
@@ -249,8 +251,7 @@ class Unconditional(Denoiser):
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         """Return the prediction for the null condition."""
-        del cond
-        return self.denoiser(x_t, t)
+        return self.denoiser(x_t, t, conditions.null(cond))
 
     def cost(self, t: float) -> int:
         """Return the cost of the denoiser."""

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.guide.affine import branches, check_null, check_scale
 from fewstep.prediction import VIEWS, Prediction

@@ -4,10 +4,13 @@ A program's command line has flags of its own: attention in pixels as text, leve
 image size, the diffusion's settings among the network's. `published_config` translates them to a
 configuration; flags that do not describe the network are checked by name and left out.
 
+What the shapes of the weights say (see `shapes`) are flags as well, and some that no command line
+has: the channels, the number of classes, the vocabulary.
+
 Inside: `published_config`, `published_names`, `from_published`, `to_published`, `PROGRAMS`.
 
-Source: the repositories openai/guided-diffusion, openai/consistency_models, openai/glide-text2im
-(flags and names; no code).
+Source: the repositories openai/guided-diffusion, openai/improved-diffusion,
+openai/consistency_models, openai/glide-text2im (flags and names; no code).
 """
 
 from collections.abc import Mapping
@@ -30,9 +33,10 @@ from fewstep.nets.published import CLASSES, LEVELS
 from fewstep.nets.text import TextUNetConfig
 
 ADM = "openai/guided-diffusion"
+IMPROVED = "openai/improved-diffusion"
 CONSISTENCY = "openai/consistency_models"
 GLIDE = "openai/glide-text2im"
-PROGRAMS = (ADM, CONSISTENCY, GLIDE)
+PROGRAMS = (ADM, IMPROVED, CONSISTENCY, GLIDE)
 """The programs whose flags are known, by repository."""
 
 Flags = Mapping[str, Any]
@@ -53,6 +57,12 @@ _ADM: dict[str, Any] = {
     "resblock_updown": False,
     "use_new_attention_order": False,
     "learn_sigma": False,
+    # What the shapes say besides; None = as the flags imply.
+    "attention_factors": None,
+    "conv_resample": True,
+    "in_channels": None,
+    "num_classes": None,
+    "out_channels": None,
 }
 _CONSISTENCY = _ADM | {"attention_resolutions": "32,16,8"}
 _GLIDE = _ADM | {
@@ -72,6 +82,7 @@ _GLIDE = _ADM | {
     "xf_padding": True,
     "inpaint": False,
     "super_res": False,
+    "n_vocab": 50257,
 }
 _CLASSIFIER = {
     "image_size": 64,
@@ -81,12 +92,18 @@ _CLASSIFIER = {
     "classifier_use_scale_shift_norm": True,
     "classifier_resblock_updown": True,
     "classifier_pool": "attention",
+    "classifier_heads": -1,
+    "classifier_head_channels": 64,
+    **{name: _ADM[name] for name in ("attention_factors", "channel_mult", "conv_resample")},
+    "in_channels": 3,
+    "num_classes": CLASSES,
 }
 # Flags of the diffusion, or of how a network is run.
 _ASIDE = {
     "cache_text_emb", "classifier_use_fp16", "diffusion_steps", "noise_schedule",
     "predict_xstart", "rescale_learned_sigmas", "rescale_timesteps", "sigma_max", "sigma_min",
-    "small_size", "timestep_respacing", "use_checkpoint", "use_fp16", "use_kl", "weight_schedule",
+    "sigma_small", "small_size", "timestep_respacing", "training_mode", "use_checkpoint",
+    "use_fp16", "use_kl", "weight_schedule",
 }  # fmt: skip
 _SAME = (
     "dropout", "num_head_channels", "num_heads", "num_heads_upsample", "num_res_blocks",
@@ -121,8 +138,9 @@ def published_config(program: str, flags: Flags) -> UNetConfig:
         full = _complete(flags, _ADM | {"large_size": 256})
         size = full["large_size"]
         # An upsampler to 512 pixels has the levels of one to 256.
-        return unet_config(_unet(full, size, min(size, 256)) | {"in_channels": 6})
-    if program == ADM:
+        full["in_channels"] = full["in_channels"] or 6
+        return unet_config(_unet(full, size, min(size, 256)))
+    if program in (ADM, IMPROVED):
         full = _complete(flags, _ADM)
         return unet_config(_unet(full, full["image_size"]))
     full = _complete(flags, _CONSISTENCY)
@@ -141,10 +159,11 @@ def _complete(flags: Flags, defaults: Flags) -> dict[str, Any]:
     return {**defaults, **flags}
 
 
-def _levels(text: str, size: int) -> tuple[float, ...]:
+def _levels(text: str | int, size: int) -> tuple[float, ...]:
     """Read the channels of each level, or take those of the image size."""
     if text:
-        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
+        parts = str(text).split(",")
+        return tuple(float(part) if "." in part else int(part) for part in parts)
     if size not in LEVELS:
         sizes = ", ".join(map(str, LEVELS))
         raise ValueError(f"no channel_mult, and none is known for {size} pixels, only for {sizes}")
@@ -153,19 +172,27 @@ def _levels(text: str, size: int) -> tuple[float, ...]:
 
 def _factors(text: str, size: int) -> list[int]:
     """Turn resolutions in pixels into downsampling factors."""
-    return [size // int(part) for part in text.split(",")]
+    return [size // int(part) for part in str(text).split(",")]
+
+
+def _attention(full: Flags, size: int, text: str = "attention_resolutions") -> list[int]:
+    """Return the downsampling factors with attention: as seen, or from pixels."""
+    if full["attention_factors"] is not None:
+        return full["attention_factors"]
+    return _factors(full[text], size)
 
 
 def _unet(full: Flags, size: int, levels_of: int | None = None) -> dict[str, Any]:
     """Turn complete flags into the constructor's."""
     return {name: full[name] for name in _SAME} | {
         "image_size": size,
-        "in_channels": 3,
-        "out_channels": 6 if full["learn_sigma"] else 3,
+        "in_channels": full["in_channels"] or 3,
+        "out_channels": full["out_channels"] or (6 if full["learn_sigma"] else 3),
         "model_channels": full["num_channels"],
         "channel_mult": _levels(full["channel_mult"], levels_of or size),
-        "attention_resolutions": _factors(full["attention_resolutions"], size),
-        "num_classes": CLASSES if full["class_cond"] else None,
+        "attention_resolutions": _attention(full, size),
+        "conv_resample": full["conv_resample"],
+        "num_classes": full["num_classes"] or (CLASSES if full["class_cond"] else None),
         "use_new_attention_order": full["use_new_attention_order"],
     }
 
@@ -174,8 +201,9 @@ def _text(full: Flags) -> TextUNetConfig:
     """Build GLIDE's configuration from complete flags."""
     size = full["image_size"]
     flags = _unet(full, size) | {name: full[name] for name in _TEXT}
-    flags["in_channels"] += 3 * full["super_res"] + 4 * full["inpaint"]
-    return glide_config(flags, size=size)
+    if full["in_channels"] is None:
+        flags["in_channels"] += 3 * full["super_res"] + 4 * full["inpaint"]
+    return glide_config(flags, full["n_vocab"], size)
 
 
 def _classifier(full: Flags) -> EncoderConfig:
@@ -184,13 +212,15 @@ def _classifier(full: Flags) -> EncoderConfig:
     return encoder_config(
         {
             "image_size": size,
-            "in_channels": 3,
-            "out_channels": CLASSES,
+            "in_channels": full["in_channels"],
+            "out_channels": full["num_classes"],
             "model_channels": full["classifier_width"],
             "num_res_blocks": full["classifier_depth"],
-            "channel_mult": _levels("", size),
-            "attention_resolutions": _factors(full["classifier_attention_resolutions"], size),
-            "num_head_channels": 64,
+            "channel_mult": _levels(full["channel_mult"], size),
+            "attention_resolutions": _attention(full, size, "classifier_attention_resolutions"),
+            "conv_resample": full["conv_resample"],
+            "num_heads": max(full["classifier_heads"], 1),
+            "num_head_channels": full["classifier_head_channels"],
             "use_scale_shift_norm": full["classifier_use_scale_shift_norm"],
             "resblock_updown": full["classifier_resblock_updown"],
             "pool": full["classifier_pool"],

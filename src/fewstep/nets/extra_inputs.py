@@ -6,40 +6,14 @@ of the network inside. `Inpaint(SuperRes(net))` is called with
 `Known(image, mask, LowRes(small, classes))` and shows its U-Net the channels noisy image, known
 pixels, mask, enlarged image, in this order.
 
-Inside: `LowRes` and `SuperRes`; `Known` and `Inpaint`.
+Inside: `SuperRes` and `Inpaint`; their conditions are `conditions.LowRes` and `Known`.
 """
-
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class LowRes(NamedTuple):
-    """The condition of a super-resolution network.
-
-    Attributes:
-        image: (B, C, h, w), the small image in the range of the data; any h, w.
-        cond: the condition of the network inside, e.g. class indices (B,) or None.
-    """
-
-    image: Tensor
-    cond: Any = None
-
-
-class Known(NamedTuple):
-    """The condition of an inpainting network.
-
-    Attributes:
-        image: (B, C, H, W) of the noisy image's size; what the mask hides is not read.
-        mask: (B, 1, H, W), 1 = known, 0 = to be painted.
-        cond: the condition of the network inside.
-    """
-
-    image: Tensor
-    mask: Tensor
-    cond: Any = None
+from fewstep.conditions import Known, LowRes
 
 
 def _append(x: Tensor, *more: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fewstep.nets.text import TextUNet, TextUNetConfig
 from fewstep.nets.unet import UNet
 
 LEVELS: Mapping[int, tuple[float, ...]] = {
+    32: (1, 2, 2, 2),
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
     256: (1, 1, 2, 2, 4, 4),

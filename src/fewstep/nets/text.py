@@ -5,16 +5,16 @@ label, where a class would stand; all outputs are further keys and values of eve
 position is hidden from another: the transformer is not causal, and padding is not masked but has
 learned vectors of its own, so that the empty caption (all padding) is the null condition.
 
-Inside: `TextUNetConfig`, `Caption`, `Transformer`, `TextUNet`.
+Inside: `TextUNetConfig`, `Transformer`, `TextUNet`.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewstep.conditions import Caption
 from fewstep.nets.blocks import attend, split_heads
 from fewstep.nets.layout import EMB_FACTOR, UNetConfig
 from fewstep.nets.unet import UNet
@@ -23,18 +23,6 @@ MLP_FACTOR = 4
 """Hidden width of the transformer's two-layer maps over its width."""
 TOKEN_STD = 0.02
 """Standard deviation of fresh token, position and padding vectors."""
-
-
-class Caption(NamedTuple):
-    """Texts as numbers.
-
-    Attributes:
-        tokens: (B, context) int64 in 0..vocab-1; anything in that range where the mask is False.
-        mask: (B, context) bool, False = padding; a row of False = the null condition.
-    """
-
-    tokens: Tensor
-    mask: Tensor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fewstep import shapes
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.objectives.denoising import Denoising, dropped, noised
 from fewstep.objectives.times import Times, Uniform

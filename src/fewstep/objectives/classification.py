@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Told
+from fewstep.conditions import Cond, classes
+from fewstep.denoiser import Told
 from fewstep.errors import UsageError
 from fewstep.objectives.denoising import noised
 from fewstep.objectives.times import Times, Uniform
@@ -44,11 +45,12 @@ class Classification:
             UsageError: images without classes.
         """
         del step
-        if cond is None:
+        told = classes(cond)
+        if told is None:
             raise UsageError("a classifier needs images with classes")
         t = self.times(classifier.process, len(x0), noise)
         truth = noised(classifier, x0, t, noise)
-        return F.cross_entropy(classifier(truth.x_t, t), cond, reduction="none")
+        return F.cross_entropy(classifier(truth.x_t, t), told, reduction="none")
 
 
 @torch.no_grad()

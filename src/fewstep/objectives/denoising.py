@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoiser, Told
+from fewstep.conditions import Cond, classes
+from fewstep.denoiser import Denoiser, Told
 from fewstep.errors import UsageError
 from fewstep.objectives.times import Times, Uniform
 from fewstep.objectives.weights import One, Weight
@@ -92,10 +93,11 @@ def dropped(cond: Cond, drop: float, noise: torch.Generator) -> Cond:
         drop: in [0, 1].
         noise: generator on the device of cond.
     """
-    if cond is None or drop == 0:
+    told = classes(cond)
+    if told is None or drop == 0:
         return cond
-    gone = torch.rand(len(cond), generator=noise, device=noise.device) < drop
-    return cond.masked_fill(gone, -1)
+    gone = torch.rand(len(told), generator=noise, device=noise.device) < drop
+    return told.masked_fill(gone, -1)
 
 
 def noised(denoiser: Denoiser | Told, x0: Tensor, t: Tensor, noise: torch.Generator) -> Prediction:

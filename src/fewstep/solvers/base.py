@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.process import Process
 from fewstep.shapes import Number

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from fewstep import shapes
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.prediction import scaled_sum
 from fewstep.process import Process

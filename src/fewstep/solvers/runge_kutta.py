@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fewstep import shapes
-from fewstep.denoiser import Cond, Denoiser
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.process import Process
 from fewstep.shapes import Number, like

@@ -13,7 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import Cond, Denoiser
+from fewstep import conditions
+from fewstep.conditions import Cond
+from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.prediction import Prediction
 from fewstep.shapes import Number
@@ -101,7 +103,7 @@ def sample(
         shape: (B, *) of the batch.
         times: the grid, shape (n + 1,), usually falling to 0; flip it to encode.
         solver: the method.
-        cond: class indices, shape (B,), -1 = null, or None; moved to the device of the batch.
+        cond: the condition of the B images, or None; moved to the device of the batch.
         seed: image i of the batch draws its noise from seed + i; unused when `noise` is given.
         noise: source of standard normal noise, called first for the start and then per step.
         x: the starting batch, shape `shape`; drawn from the noise when None.
@@ -115,7 +117,7 @@ def sample(
     """
     levels = times.tolist()
     _check_grid(levels)
-    _check_cond(cond, shape)
+    conditions.check(cond, shape[0])
     if x is not None and tuple(x.shape) != tuple(shape):
         raise ValueError(f"x of shape {tuple(x.shape)}: expected {tuple(shape)}")
     solver.check(denoiser.process, levels)
@@ -128,7 +130,7 @@ def sample(
         start = noise(torch.empty(shape, dtype=dtype, device=parameter.device))
         x = start * denoiser.process.prior_std(levels[0])
     # labels are made on the CPU by habit; the batch says where the model is
-    return _walk(denoiser, x, levels, solver, None if cond is None else cond.to(x.device), noise)
+    return _walk(denoiser, x, levels, solver, conditions.to(cond, x.device), noise)
 
 
 def _check_grid(levels: list[float]) -> None:
@@ -144,11 +146,6 @@ def _check_grid(levels: list[float]) -> None:
                 f"grid: time {k} is {t:g} after {levels[k - 1]:g}; the times must "
                 f"{'fall' if sign < 0 else 'rise'} strictly"
             )
-
-
-def _check_cond(cond: Cond, shape: tuple[int, ...]) -> None:
-    if cond is not None and cond.shape != shape[:1]:
-        raise ValueError(f"cond of shape {tuple(cond.shape)}: expected ({shape[0]},)")
 
 
 def _walk(
@@ -182,7 +179,7 @@ def generate(
         shape: (N, *) of all the images.
         times: the grid, shape (n + 1,).
         solver: the method.
-        cond: class indices, shape (N,), or None.
+        cond: the condition of the N images, or None.
         seed: image i draws its noise from seed + i, whatever the batch size.
         batch_size: images at once, >= 1.
 
@@ -197,12 +194,12 @@ def generate(
         raise UsageError(f"batch size {batch_size}: must be at least 1")
     if shape[0] < 1:
         raise ValueError(f"images of shape {tuple(shape)}: at least one is needed")
-    _check_cond(cond, shape)
+    conditions.check(cond, shape[0])
     done: list[Tensor] = []
     for first in range(0, shape[0], batch_size):
         n = min(batch_size, shape[0] - first)
-        labels = None if cond is None else cond[first : first + n]
+        some = conditions.rows(cond, first, first + n)
         noise = PerImage(image_seeds(seed, n, first))
-        steps = sample(denoiser, (n, *shape[1:]), times, solver, labels, noise=noise)
+        steps = sample(denoiser, (n, *shape[1:]), times, solver, some, noise=noise)
         done.append(deque(steps, maxlen=1)[0].x)
     return torch.cat(done)
