@@ -40,7 +40,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
         ("shapes", "process", "prediction", "reverse", "denoiser", "exact", "classifier", "nets"),
         CORE,
     ),
-    **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "distill"), CORE),
+    **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "steer", "distill"), CORE),
     "likelihood": CORE,
     "model": ({"torch", "numpy"}, {"safetensors"}),
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),

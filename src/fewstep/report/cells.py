@@ -16,7 +16,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,7 +128,7 @@ class Cell:
         return {
             "weights": self.weights,
             "denoiser": self.model.denoiser.describe(),
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.plain(),
             "process": None if self.process is None else self.process.describe(),
             "labels": list(self.labels.counts) if "reference" in self.labels.rule else None,
             "classes": len(self.labels.counts),

@@ -8,7 +8,7 @@ row is NAME:STEPS and then KEY=VALUE for what differs from the model's own setti
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.errors import UsageError, suggest
@@ -100,7 +100,7 @@ class Row:
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON values; the process is None where it is the model's own."""
         process = None if self.process is None else self.process.describe()
-        return {**asdict(self.sampling), "process": process}
+        return {**self.sampling.plain(), "process": process}
 
 
 def parse(text: str, preset: Sampling) -> list[Row]:
