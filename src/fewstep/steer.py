@@ -273,6 +273,6 @@ def _check(s: Sampling, steer: Steer | Weak | None) -> None:
             )
         if name == "interval" and isinstance(steer, Steer):
             raise UsageError(
-                f"interval {said[name]}: of classifier-free guidance and of a weak model, not of a "
-                "classifier; leave one of them out"
+                f"interval {said[name]}: of classifier-free guidance and of a weak model, not of "
+                "a classifier; leave one of them out"
             )

@@ -51,6 +51,10 @@ WEAK = typer.Option(
     "--guidance-scale; an earlier checkpoint of the same run, RUN/checkpoints/step-..., is one",
 )
 
+AWAY = typer.Option(
+    metavar="RUN", help="the weaker model of rows with weak=yes: see fewstep sample --weak"
+)
+
 
 def dials(words: Mapping[str, str | None]) -> dict[str, Any]:
     """Return the fields of the settings that options set; None is an option that is not given.

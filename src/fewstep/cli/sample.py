@@ -388,5 +388,6 @@ def _report(files: list[Path], wish: Wish, facts: dict[str, Any], form: str) -> 
     print(
         f"{where}: {n} images, {s['sampler']} {facts['steps']} steps, {facts['nfe']} network "
         f"evaluations each, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
-        f"{guidance.stated(facts)}, seeds {wish.seeds[0]}..{wish.seeds[-1]}, {facts['seconds']:.1f} s"
+        f"{guidance.stated(facts)}, seeds {wish.seeds[0]}..{wish.seeds[-1]}, "
+        f"{facts['seconds']:.1f} s"
     )
