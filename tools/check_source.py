@@ -38,7 +38,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("errors", "files"), (set[str](), set[str]())),
     **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse"), CORE),
     **dict.fromkeys(("denoiser", "exact", "classifier", "nets"), CORE),
-    **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "distill"), CORE),
+    **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "steer", "distill"), CORE),
     "likelihood": CORE,
     "model": ({"torch", "numpy"}, {"safetensors"}),
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),

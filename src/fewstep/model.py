@@ -46,6 +46,13 @@ class Sampling:
         eta: DDIM's dial, >= 0.
         guidance_scale: the exponent s; 1 = plain conditional.
         clip: whether the predicted image is kept in [-1, 1].
+        guidance_low: guide only while sigma / alpha is above this, >= 0.
+        guidance_high: and not above this; None = without an upper end.
+        guidance_rescale: share of the contrast that is brought back, in [0, 1]; 0 = none.
+        apg: whether the part of the guidance that only adds contrast is left out.
+        apg_radius: its longest difference, in units of pixel values in [-1, 1]; None = any.
+        apg_momentum: of its running sum, in (-1, 1).
+        threshold: percentile in (0, 100] of dynamic thresholding, in place of clipping, or None.
     """
 
     sampler: str = "ddim"
@@ -54,6 +61,24 @@ class Sampling:
     eta: float = 0.0
     guidance_scale: float = 1.0
     clip: bool = True
+    guidance_low: float = 0.0
+    guidance_high: float | None = None
+    guidance_rescale: float = 0.0
+    apg: bool = False
+    apg_radius: float | None = None
+    apg_momentum: float = 0.0
+    threshold: float | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as JSON values, the fields from `guidance_low` on only where set.
+
+        So files, caches and results made before these fields were there still mean the same.
+        """
+        unset = {f.name: f.default for f in fields(self)[_FIRST:]}
+        return {k: v for k, v in asdict(self).items() if k not in unset or v != unset[k]}
+
+
+_FIRST = [f.name for f in fields(Sampling)].index("guidance_low")
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ class Model:
             **({"inputs": list(self.inputs)} if self.inputs else {}),
             "shape": list(self.shape),
             "classes": list(self.classes),
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.plain(),
             "about": dict(self.about),
         }
 

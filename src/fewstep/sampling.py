@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import guide, solvers
+from fewstep import solvers
 from fewstep.classifier import NoisyClassifier
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
@@ -20,6 +20,7 @@ from fewstep.errors import UsageError, suggest
 from fewstep.model import Model, Sampling
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
+from fewstep.steer import DIALS, REFINING, Steer, Weak, guided
 
 MAX_STEPS = 100_000
 """More sampling steps than this are taken for a slip of the keyboard."""
@@ -92,64 +93,21 @@ def grid(spacing: str, process: Process, steps: int) -> Tensor:
     return grids.strided(steps, spacing, total)
 
 
-@dataclass(frozen=True)
-class Steer:
-    """A noisy classifier that guides.
-
-    Attributes:
-        model: of the classifier, in evaluation mode, on the device that samples.
-        scale: the exponent on p(y | x_t), any finite number.
-    """
-
-    model: Model
-    scale: float = 1.0
-
-    def around(self, denoiser: Denoiser, model: Model) -> Denoiser:
-        """Return a model's denoiser guided by the classifier.
-
-        Raises:
-            UsageError: the model given to steer is no classifier, or one of other images, of
-                other classes or of another process.
-        """
-        classifier, mine = self.model.classifier, self.model
-        if classifier is None:
-            raise UsageError("the classifier given is a model of images, not a noisy classifier")
-        for what, own, other in (
-            ("images of shape", mine.shape, model.shape),
-            ("classes", mine.classes, model.classes or mine.classes),
-            ("process", classifier.process.describe(), model.denoiser.process.describe()),
-        ):
-            if own != other:
-                raise UsageError(
-                    f"the classifier has {what} {_few(own)}, the model {_few(other)}: take a "
-                    "classifier that was trained for this model"
-                )
-        base = denoiser if model.classes else guide.Unconditional(denoiser)
-        return guide.LogProb(base, classifier.log_prob, self.scale)
-
-
-def _few(value: object) -> str:
-    """Return a value in few characters."""
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def plan(model: Model, sampling: Sampling, steer: Steer | None = None) -> Plan:
+def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) -> Plan:
     """Return what the settings stand for on this model.
 
     Args:
         model: its denoiser is wrapped, not changed.
         sampling: the settings; `model.sampling` is the preset.
-        steer: a noisy classifier that guides, around classifier-free guidance if there is both.
+        steer: a noisy classifier, or a weaker model, that guides: see `steer.guided`.
 
     Returns:
         the guided and clipped denoiser, the grid of shape (n + 1,), the solver and the cost.
 
     Raises:
-        UsageError: a name that is not known, a number that is not allowed, guidance on a model
-            without classes or without the null condition.
+        UsageError: a name that is not known, a number that is not allowed, or as `steer.guided`.
     """
-    name, scale = sampling.sampler, sampling.guidance_scale
+    name = sampling.sampler
     if name not in SAMPLERS:
         raise UsageError(
             f'sampler "{name}": allowed are {", ".join(SAMPLERS)}{suggest(name, SAMPLERS)}'
@@ -158,18 +116,7 @@ def plan(model: Model, sampling: Sampling, steer: Steer | None = None) -> Plan:
         raise UsageError(f"eta {sampling.eta:g}: only the sampler ddim has this dial, not {name}")
     if isinstance(model.denoiser, NoisyClassifier):
         raise no_denoiser(model)
-    denoiser: Denoiser = model.denoiser
-    if scale != 1:
-        if not model.classes and model.text is None:
-            raise UsageError(
-                f"guidance scale {scale:g}: this model is unconditional (it has no classes); "
-                "leave --guidance-scale out"
-            )
-        denoiser = guide.ClassifierFree(denoiser, scale)
-    if steer is not None:
-        denoiser = steer.around(denoiser, model)
-    if sampling.clip:
-        denoiser = guide.Clamp(denoiser)
+    denoiser = guided(model, sampling, steer)
     solver = SAMPLERS[name](sampling.eta)
     times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
     solver.check(denoiser.process, times.tolist())
@@ -185,7 +132,10 @@ def no_denoiser(model: Model) -> UsageError:
 
 
 def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
-    """Return settings with the user's changes; another sampler than ddim has no eta.
+    """Return settings with the user's changes, and without what they leave no use for.
+
+    Another sampler than ddim has no eta, scale 1 no refinement of guidance, and what says whether
+    to clip means no thresholding, unless the user says so.
 
     Args:
         preset: the model's own settings.
@@ -197,6 +147,10 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     values = dict(changes)
     if values.get("sampler", preset.sampler) != "ddim":
         values.setdefault("eta", 0.0)
+    idle = REFINING if values.get("guidance_scale", preset.guidance_scale) == 1 else ()
+    for name in (*idle, *(("threshold",) if "clip" in values else ())):
+        for field in DIALS[name]:
+            values.setdefault(field, getattr(Sampling(), field))
     return replace(preset, **values)
 
 
@@ -206,7 +160,7 @@ def walk(
     cond: Cond | list[int],
     n: int,
     seed: int = 0,
-    steer: Steer | None = None,
+    steer: Steer | Weak | None = None,
 ) -> Iterator[solvers.Step]:
     """Yield the steps of one batch.
 
@@ -216,7 +170,7 @@ def walk(
         cond: the condition of the n images on any device, a list of n class indices, or None.
         n: number of images.
         seed: image i draws its noise from seed + i.
-        steer: a noisy classifier that guides.
+        steer: a noisy classifier, or a weaker model, that guides.
 
     Returns:
         an iterator of `solvers.Step`, one per step; `.x` of shape (n, C, H, W).

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, judged, meter, options
+from fewstep.cli import console, guidance, judged, meter, options
 from fewstep.cli.evaluate import default_folder
 from fewstep.errors import UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewstep.report.results import Line
     from fewstep.report.spec import Row
     from fewstep.report.work import Item, Work
+    from fewstep.steer import Steer, Weak
 
 app = options.app()
 
@@ -43,7 +44,8 @@ def compare(  # budget: table
         typer.Option(
             metavar="LIST",
             help="ddpm:1000,ddim:50,ddim:10:eta=0.5,dpmpp:10: NAME:STEPS and then eta=, scale=, "
-            "w=, spacing=, clip=, process=",
+            "w=, spacing=, clip=, process=, interval=, rescale=, apg=, momentum=, threshold=, "
+            "classifier=SCALE, weak=yes",
         ),
     ] = None,
     preset: Annotated[
@@ -57,6 +59,17 @@ def compare(  # budget: table
         str | None,
         typer.Option(metavar="NAME", help="strides of ddim-table: uniform or quadratic"),
     ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="guidance=0,0.5,1,2,4: a row to each scale of classifier-free guidance and, with "
+            "--classifier, of a classifier's; sampled as the model's settings, or the one row of "
+            "--samplers, say",
+        ),
+    ] = None,
+    classifier: Annotated[str | None, guidance.CLASSIFIER] = None,
+    weak: Annotated[str | None, guidance.AWAY] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -103,15 +116,24 @@ def compare(  # budget: table
         _only(earlier, out)
         return
     rules = judged.rules(protocol, number, inception, precision)
-    rows = [_rows(f, samplers, preset, spacing) for f in found]
+    judge_of_noise = None if classifier is None else guidance.classifier(classifier)
+    weaker = None if weak is None else guidance.weaker(weak)
+    words = (samplers, preset, spacing, sweep)
+    rows = [_rows(f, words, judge_of_noise, weaker) for f in found]
+    _refuse_idle(rows, classifier, weak)
     reals = judged.reals(data, found[0])
+    for steer in (judge_of_noise, weaker):
+        if steer is not None:
+            steer.model.denoiser.to(judged.placed(device))
     base = judged.folder(out or _default(found), data or judged.own(found[0])[0])
     items = []
     for f, ways in zip(found, rows, strict=True):
-        subject = judged.subject(f, reals, rules, seed, device)
+        known = () if judge_of_noise is None else judge_of_noise.model.classes
+        subject = judged.subject(f, reals, rules, seed, device, known)
         items += [Item.of_row(way, subject, base / "samples", batch_size) for way in ways]
     mine = _keys(items, judges.terms(rules, reals))
-    place = base if out else base / _label(mine, rules, preset, samplers, spacing, precision)
+    way = "sweep" if sweep else "compare" if samplers is not None else preset or "frontier"
+    place = base if out else base / _label(mine, rules, way, spacing, precision)
     _refuse_loss({*mine, *map(_key, earlier)}, place)
     _refuse_mixed(earlier, found[0].name, judges.terms(rules, reals))
     if merge:
@@ -163,16 +185,10 @@ def _keys(items: "list[Item]", terms: dict[str, Any]) -> list[str]:
     return [_key(item.outline(terms)) for item in items]
 
 
-def _label(  # budget: table
-    keys: list[str],
-    rules: "Protocol",
-    preset: str | None,
-    samplers: str | None,
-    spacing: str | None,
-    precision: str,
+def _label(
+    keys: list[str], rules: "Protocol", way: str, spacing: str | None, precision: str
 ) -> str:
     """Return a name for the folder of a comparison that another comparison does not have."""
-    way = "compare" if samplers is not None else preset or "frontier"
     digest = hashlib.sha256("\n".join([*keys, precision]).encode()).hexdigest()[:8]
     return "-".join(x for x in (way, spacing, rules.name, f"n{rules.n}", digest) if x)
 
@@ -195,15 +211,26 @@ def _refuse_loss(keys: set[str], place: Path) -> None:
 
 
 def _rows(
-    found: "Found", samplers: str | None, preset: str | None, spacing: str | None
+    found: "Found",
+    words: tuple[str | None, str | None, str | None, str | None],
+    classifier: "Steer | None",
+    weak: "Weak | None",
 ) -> "list[Row]":
     """Return the ways of sampling a model that are asked for.
 
+    Args:
+        found: the model.
+        words: --samplers, --preset, --spacing and --sweep.
+        classifier: what --classifier means.
+        weak: what --weak means.
+
     Raises:
-        UsageError: both a list and a preset, or a word that is not known.
+        UsageError: options that do not go together, or a word that is not known.
     """
     from fewstep.report import spec
+    from fewstep.report import sweep as sweeps
 
+    samplers, preset, spacing, sweep = words
     if samplers is not None and preset is not None:
         raise UsageError("--samplers and --preset: give one of them")
     if spacing is not None and preset != "ddim-table":
@@ -212,10 +239,35 @@ def _rows(
             "NAME:STEPS:spacing=NAME"
         )
     settings = found.model.sampling
+    if sweep is not None:
+        if preset is not None:
+            raise UsageError("--sweep and --preset: give one of them")
+        scales = sweeps.scales(sweep)
+        ways = [spec.own(settings)] if samplers is None else []
+        ways += [] if samplers is None else spec.parse(samplers, settings, classifier, weak)
+        if len(ways) > 1:
+            raise UsageError(f"--sweep: --samplers {samplers} has {len(ways)} rows; give one")
+        return sweeps.rows(found.model, ways[0], scales, classifier)
     if samplers is not None:
-        return spec.parse(samplers, settings)
+        return spec.parse(samplers, settings, classifier, weak)
     own = found.model.denoiser.process
     return spec.preset(preset or "frontier", settings, own, spacing or "uniform")
+
+
+def _refuse_idle(rows: "list[list[Row]]", classifier: str | None, weak: str | None) -> None:
+    """Refuse a classifier or a weak model that no row asks for."""
+    from fewstep.steer import Steer, Weak
+
+    steers = [row.steer for ways in rows for row in ways]
+    if classifier is not None and not any(isinstance(s, Steer) for s in steers):
+        raise UsageError(
+            f"--classifier {classifier}: no row asks for it; write classifier=SCALE in a row of "
+            "--samplers, or give --sweep"
+        )
+    if weak is not None and not any(isinstance(s, Weak) for s in steers):
+        raise UsageError(
+            f"--weak {weak}: no row asks for it; write weak=yes in a row of --samplers"
+        )
 
 
 def _refuse_mixed(earlier: "list[Line]", name: str, terms: dict[str, Any]) -> None:
@@ -267,34 +319,39 @@ def _finish(work: "Work", earlier: "list[Line]", place: Path, found: "list[Found
 def _write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
     """Write results, charts and page; print table and paths."""
     from fewstep.cli import record
-    from fewstep.report import chart, page, results, sections, table
+    from fewstep.report import chart, page, results, sections, sweep, table
 
     results.save(place / "results.json", lines)
     lines = results.named(lines)
     talk = table.is_ddim_table(lines)
-    names = results.columns(lines)
-    figure = next((n for n in names if table.kind(n) == "FD"), names[0])
-    if chart.drawable(lines, figure):
+    figure = sweep.distance(lines)
+    swept = sweep.is_sweep(lines)
+    if swept:
+        record.text(place / "guidance.svg", sweep.figure(lines, figure))
+        sweep.png(lines, figure, place / "guidance.png")
+    elif chart.drawable(lines, figure):
         record.text(place / "frontier.svg", chart.chart(lines, figure))
         chart.png(lines, figure, place / "frontier.png")
     models = ", ".join(dict.fromkeys(line.model for line in lines))
     record.text(
         place / "report.html",
         page.render(
-            f"{models}: what steps cost",
+            f"{models}: what {'guidance does' if swept else 'steps cost'}",
             judged.lead(lines),
             sections.measured(lines, figure),
             judged.facts(lines),
             hints,
         ),
     )
-    for text in table.frontier(lines):
+    for text in table.frontier(lines, names=sweep.columns(lines, figure) if swept else ()):
         console.result(text)
     for text in table.ddim_table(lines, figure) if talk else []:
         console.result(text)
     for text in judged.stated(lines):
         console.result(f"  {text}")
     console.result(f"results: {place / 'results.json'}")
+    if swept:
+        console.result(f"figure: {place / 'guidance.svg'}")
     console.result(f"report: {place / 'report.html'}")
     for hint in hints:
         console.result(f"next: {hint}")

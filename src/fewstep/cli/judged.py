@@ -216,9 +216,22 @@ def part_done(word: str, then: str) -> None:
 
 
 def subject(
-    found: "Found", reals: "Reals", rules: "Protocol", seed: int, device: str
+    found: "Found",
+    reals: "Reals",
+    rules: "Protocol",
+    seed: int,
+    device: str,
+    known: tuple[str, ...] = (),
 ) -> "Subject":
     """Return a model as what is to be measured, on the device that samples.
+
+    Args:
+        found: the model.
+        reals: the real images.
+        rules: the protocol.
+        seed: of image 0.
+        device: where it samples.
+        known: the classes that a classifier brings to a model without any.
 
     Raises:
         DataError: the real images cannot judge it.
@@ -228,11 +241,12 @@ def subject(
     from fewstep.train import engine
 
     model = found.model
-    reals.check(model.shape, model.classes, found.name)
+    classes = model.classes or known
+    reals.check(model.shape, classes, found.name)
     engine.tune_cpu()
     model.denoiser.to(placed(device))
-    counts = reals.counts(rules.against) or (1,) * len(model.classes)  # without labels: in turn
-    labels = Labels(counts if model.classes else ())
+    counts = reals.counts(rules.against) or (1,) * len(classes)  # without labels: in turn
+    labels = Labels(counts if classes else ())
     return Subject(model, found.name, found.weights, labels, seed)
 
 

@@ -7,7 +7,7 @@ lie in the metadata of the PNG. The same command gives the same file, byte for b
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from fewstep.cli.resolve import Found
     from fewstep.model import Model, Sampling
-    from fewstep.sampling import Steer
+    from fewstep.steer import Steer, Weak
 
 app = options.app()
 
@@ -68,27 +68,16 @@ def sample(  # budget: table
         int,
         typer.Option("-n", "--number", parser=_N, metavar="N", help="images per label"),
     ] = 16,
-    guidance_scale: Annotated[
-        float | None,
-        typer.Option(
-            parser=_REAL,
-            metavar="S",
-            help="exponent on p(label | image): 0 ignores the label, 1 is the plain conditional "
-            "model, more follows the label harder",
-        ),
-    ] = None,
-    guidance_w: Annotated[
-        float | None,
-        typer.Option(parser=_REAL, metavar="W", help="the same as --guidance-scale 1 + W"),
-    ] = None,
-    classifier: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="a noisy classifier that guides: a run or model folder"),
-    ] = None,
-    classifier_scale: Annotated[
-        float | None,
-        typer.Option(parser=_REAL, metavar="S", help="exponent of its p(label | image); 1"),
-    ] = None,
+    guidance_scale: Annotated[float | None, guidance.SCALE] = None,
+    guidance_w: Annotated[float | None, guidance.W] = None,
+    guidance_interval: Annotated[str | None, guidance.INTERVAL] = None,
+    guidance_rescale: Annotated[str | None, guidance.RESCALE] = None,
+    apg: Annotated[str | None, guidance.APG] = None,
+    apg_momentum: Annotated[str | None, guidance.MOMENTUM] = None,
+    threshold: Annotated[str | None, guidance.THRESHOLD] = None,
+    classifier: Annotated[str | None, guidance.CLASSIFIER] = None,
+    classifier_scale: Annotated[float | None, guidance.CLASSIFIER_SCALE] = None,
+    weak: Annotated[str | None, guidance.WEAK] = None,
     steps: Annotated[
         int | None, typer.Option(parser=options.steps, metavar="N", help="sampling steps")
     ] = None,
@@ -150,19 +139,27 @@ def sample(  # budget: table
         "eta": eta,
         "guidance_scale": guidance_scale,
     }
+    said = {
+        "guidance-interval": guidance_interval,
+        "guidance-rescale": guidance_rescale,
+        "apg": apg,
+        "apg-momentum": apg_momentum,
+        "threshold": threshold,
+    }
     from fewstep.cli.resolve import find
     from fewstep.train import engine
 
     place = engine.pick_device(device)
     found = find(model)
-    steer, judge = guidance.steer(classifier, classifier_scale, label)
+    steer = guidance.steer(classifier, classifier_scale, weak, label)
     known = found.model if found.model.classes or steer is None else steer.model
     labels = _labels(known, label, number)
-    preset = _preset(found.model, {k: v for k, v in changes.items() if v is not None}, labels)
+    asked = {k: v for k, v in changes.items() if v is not None} | guidance.dials(said)
+    preset = _preset(found.model, asked, labels, weak)
     wish = _wish(known.classes, labels, number, seed, scale)
-    facts = _facts(found, preset, str(place), steer) | judge
+    facts = _facts(found, preset, str(place), steer)
     if explain:
-        _explain(found, preset, facts, form)
+        _explain(found, preset, facts, form, steer)
     if explain and out is None:
         return
     engine.tune_cpu()
@@ -213,12 +210,16 @@ def _labels(model: "Model", words: list[str] | None, number: int) -> list[int] |
     return [k for k in chosen for _ in range(number)]
 
 
-def _preset(model: "Model", changes: dict[str, Any], labels: list[int] | None) -> "Sampling":
+def _preset(
+    model: "Model", changes: dict[str, Any], labels: list[int] | None, weak: str | None
+) -> "Sampling":
     """Return the model's settings with the user's changes."""
     from fewstep import sampling
 
     asked = changes.get("guidance_scale", 1.0)
-    if labels is None and model.classes:
+    if weak is not None and changes.get("guidance_scale", model.sampling.guidance_scale) == 1:
+        raise UsageError(f"--weak {weak}: not asked at guidance scale 1; give --guidance-scale 2")
+    if labels is None and model.classes and weak is None:
         if asked != 1:
             raise UsageError(
                 f"guidance scale {asked:g} without a label: give --label NAME, or leave it out"
@@ -240,7 +241,7 @@ def _wish(
 
 
 def _facts(
-    found: "Found", preset: "Sampling", device: str, steer: "Steer | None"
+    found: "Found", preset: "Sampling", device: str, steer: "Steer | Weak | None"
 ) -> dict[str, Any]:
     """Return the settings that go into the file; nothing in them changes from run to run."""
     from fewstep import __version__, sampling
@@ -250,21 +251,28 @@ def _facts(
         "version": __version__,
         "model": found.name,
         "weights_sha256": found.weights,
-        "sampling": {**asdict(preset), "guidance_w": preset.guidance_scale - 1},
+        "sampling": {**preset.plain(), "guidance_w": preset.guidance_scale - 1},
         "steps": len(plan.times) - 1,
         "nfe": plan.nfe,
         "device": device.partition(":")[0],
+        **({} if steer is None else steer.describe()),
     }
 
 
-def _explain(found: "Found", preset: "Sampling", facts: dict[str, Any], form: str) -> None:
+def _explain(
+    found: "Found",
+    preset: "Sampling",
+    facts: dict[str, Any],
+    form: str,
+    steer: "Steer | Weak | None",
+) -> None:
     """Print every time of the grid with its noise level, and what it costs."""
     from fewstep import sampling
     from fewstep.process import Tabulated
     from fewstep.solvers import grids
 
     process = found.model.denoiser.process
-    times = sampling.plan(found.model, preset).times.tolist()
+    times = sampling.plan(found.model, preset, steer).times.tolist()
     total = process.steps if isinstance(process, Tabulated) else 1000
     strided = preset.spacing in grids.SPACINGS
     rows = []
@@ -280,6 +288,7 @@ def _explain(found: "Found", preset: "Sampling", facts: dict[str, Any], form: st
     print(
         f"{found.name}: {s['sampler']}, {facts['steps']} steps, spacing {s['spacing']}, "
         f"eta {s['eta']:g}, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
+        f"{guidance.stated(facts)}"
     )
     print("step       t  index   alpha   sigma   logsnr")
     for i, row in enumerate(rows):
@@ -293,7 +302,7 @@ def _explain(found: "Found", preset: "Sampling", facts: dict[str, Any], form: st
 
 
 def _draw(
-    model: "Model", preset: "Sampling", wish: Wish, steer: "Steer | None"
+    model: "Model", preset: "Sampling", wish: Wish, steer: "Steer | Weak | None"
 ) -> "NDArray[np.uint8]":
     """Return all images, uint8 (N, C, H, W), with a bar on a terminal."""
     import numpy as np
@@ -376,10 +385,9 @@ def _report(files: list[Path], wish: Wish, facts: dict[str, Any], form: str) -> 
         return
     s, n = facts["sampling"], len(wish.seeds)
     where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
-    judge = facts.get("classifier")
-    guided = f", classifier {judge['name']} scale {judge['scale']:g}" if judge else ""
     print(
         f"{where}: {n} images, {s['sampler']} {facts['steps']} steps, {facts['nfe']} network "
         f"evaluations each, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
-        f"{guided}, seeds {wish.seeds[0]}..{wish.seeds[-1]}, {facts['seconds']:.1f} s"
+        f"{guidance.stated(facts)}, seeds {wish.seeds[0]}..{wish.seeds[-1]}, "
+        f"{facts['seconds']:.1f} s"
     )

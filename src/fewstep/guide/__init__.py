@@ -12,7 +12,7 @@ direction in bounds under strong guidance).
 
 from fewstep.denoiser import Denoiser
 from fewstep.guide.affine import Auto, ClassifierFree, Interval, LogProb, Unconditional
-from fewstep.guide.bounded import Clamp, Projected, Rescaled, Threshold
+from fewstep.guide.bounded import Clamp, Keep, Projected, Rescaled, Threshold
 
 ALL: tuple[type[Denoiser], ...] = (
     ClassifierFree,
@@ -21,6 +21,7 @@ ALL: tuple[type[Denoiser], ...] = (
     Auto,
     Unconditional,
     Clamp,
+    Keep,
     Threshold,
     Rescaled,
     Projected,
@@ -33,6 +34,7 @@ __all__ = [
     "Clamp",
     "ClassifierFree",
     "Interval",
+    "Keep",
     "LogProb",
     "Projected",
     "Rescaled",

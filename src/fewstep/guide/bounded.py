@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from fewstep.conditions import Cond
+from fewstep.conditions import Cond, Known
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.guide.affine import branches, check_null, check_scale
@@ -41,6 +41,35 @@ class Clamp(Denoiser):
         """Return the clipped prediction."""
         prediction = self.denoiser(x_t, t, cond)
         return prediction.with_x0(prediction.x0.clamp(self.low, self.high))
+
+    def cost(self, t: float) -> int:
+        """Return the cost of the denoiser."""
+        return self.denoiser.cost(t)
+
+
+class Keep(Denoiser):
+    """Put the known pixels into the predicted clean image: what inpainting may not change.
+
+    The condition says them (`conditions.Known`); without one nothing is kept. At the last step
+    the image has exactly the known pixels.
+
+    Args:
+        denoiser: any denoiser.
+
+    Source: Nichol et al., GLIDE, 2021, released program (`denoised_fn`, before clipping).
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser, self.process, self.null = denoiser, denoiser.process, denoiser.null
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Return the prediction with the known pixels in its clean image."""
+        prediction = self.denoiser(x_t, t, cond)
+        if not isinstance(cond, Known):
+            return prediction
+        known, image = cond.mask > 0, cond.image.to(x_t.dtype)
+        return prediction.with_x0(torch.where(known, image, prediction.x0))
 
     def cost(self, t: float) -> int:
         """Return the cost of the denoiser."""

@@ -38,10 +38,17 @@ def whole(low: int, high: int, shown: str = "", none: bool = False) -> Check:
     return check
 
 
-def real(low: float, high: float, open_low: bool = False, open_high: bool = False) -> Check:
-    """Return a check for finite numbers between two ends, which `open_*` exclude."""
+def real(
+    low: float, high: float, open_low: bool = False, open_high: bool = False, none: bool = False
+) -> Check:
+    """Return a check for finite numbers between two ends, which `open_*` exclude.
 
-    def check(value: Any) -> float:
+    `none` admits null.
+    """
+
+    def check(value: Any) -> float | None:
+        if none and (value is None or value in ("null", "none", "~")):
+            return None
         good = isinstance(value, int | float | str) and not isinstance(value, bool)
         try:  # YAML reads 1e-4, which has no point, as text
             number = float(value) if good else math.nan
@@ -50,7 +57,8 @@ def real(low: float, high: float, open_low: bool = False, open_high: bool = Fals
         inside = low <= number <= high and not (open_low and number == low)
         if not inside or (open_high and number == high):
             first, last = "> " if open_low else ">= ", "< " if open_high else "<= "
-            raise ValueError(f"must be a number {first}{low:g} and {last}{high:g}")
+            also = " or null" if none else ""
+            raise ValueError(f"must be a number {first}{low:g} and {last}{high:g}{also}")
         return number
 
     return check
@@ -194,6 +202,13 @@ class Sampling(Section):
     eta: Annotated[float, BeforeValidator(real(0, 1e6))] = 0.0
     guidance_scale: Annotated[float, BeforeValidator(real(-1e6, 1e6))] = 1.0
     clip: bool = True
+    guidance_low: Annotated[float, BeforeValidator(real(0, 1e12))] = 0.0
+    guidance_high: Annotated[float | None, BeforeValidator(real(0, 1e12, none=True))] = None
+    guidance_rescale: Annotated[float, BeforeValidator(real(0, 1))] = 0.0
+    apg: bool = False
+    apg_radius: Annotated[float | None, BeforeValidator(real(0, 1e12, none=True))] = None
+    apg_momentum: Annotated[float, BeforeValidator(real(-1, 1))] = 0.0
+    threshold: Annotated[float | None, BeforeValidator(real(0, 100, none=True))] = None
 
 
 class Recipe(Section):

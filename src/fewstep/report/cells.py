@@ -16,7 +16,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from fewstep.files import replacing
 from fewstep.model import Model, Sampling
 from fewstep.process import Process
 from fewstep.sampling import Plan
+from fewstep.steer import Steer, Weak
 from fewstep.train.sealed import versions
 
 CHUNK = 250
@@ -113,6 +114,7 @@ class Cell:
             the noise level and not the time, does not mind.
         labels: what is asked for.
         seed: image i draws its noise from seed + i.
+        steer: the noisy classifier or the weaker model that guides; its weights are named.
     """
 
     model: Model
@@ -122,18 +124,29 @@ class Cell:
     process: Process | None = None
     labels: Labels = Labels()
     seed: int = 0
+    steer: Steer | Weak | None = None
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the images, as JSON values."""
         return {
+            **({} if self.steer is None else self._guiding(self.steer)),
             "weights": self.weights,
             "denoiser": self.model.denoiser.describe(),
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.plain(),
             "process": None if self.process is None else self.process.describe(),
             "labels": list(self.labels.counts) if "reference" in self.labels.rule else None,
             "classes": len(self.labels.counts),
             "seed": self.seed,
         }
+
+    @staticmethod
+    def _guiding(steer: Steer | Weak) -> dict[str, Any]:
+        """Return which network guides and how; what it is called makes no other images."""
+        if not steer.weights:
+            raise ValueError("what guides has no SHA-256 of its weights to tell it from another")
+        ((kind, facts),) = steer.describe().items()
+        kept = {k: v for k, v in facts.items() if k != "name"}
+        return {kind: {**kept, "network": steer.model.denoiser.describe()}}
 
     @property
     def id(self) -> str:
@@ -155,7 +168,7 @@ class Cell:
                 raise sampling.no_denoiser(model)
             other = NetDenoiser(own.net, self.process, own.param, own.label, own.null)
             model = replace(model, denoiser=other)
-        return sampling.plan(model, self.sampling)
+        return sampling.plan(model, self.sampling, self.steer)
 
 
 class Maker:

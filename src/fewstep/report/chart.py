@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,11 +29,14 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 """Those of Okabe and Ito and two more: apart for every kind of colour vision."""
 
 _ETA_COLOURS = ("#225ea8", "#1d91c0", "#2aa88f", "#8aa83a", "#d55e00")  # in the order of ETAS
-_MARKS = "osD^vPXd"
-_INK = "#0a0b0c"  # stands for the page's text colour, and for black in a file
-_GREY = "#8c8c8c"
+MARKS = "osD^vPXd"
+"""One to a series, in the order of `COLOURS`."""
+INK = "#0a0b0c"  # stands for the page's text colour, and for black in a file
+GREY = "#8c8c8c"
+"""Of what stands beside the measured."""
 _LOG = 6.0  # a range beyond this factor is drawn on a logarithmic axis
-_REAL = "real images"
+REAL = "real images"
+"""What the floor is called."""
 _APART = 0.38  # inches between neighbouring ticks of the x axis, at least
 
 
@@ -72,15 +75,26 @@ def chart(lines: Sequence[Line], figure: str, place: Place = FILE) -> str:
     Raises:
         UsageError: lines of different protocols, no such figure, or matplotlib is missing.
     """
-    svg = _render(lines, figure, place, "svg").decode()
+    alt = f"Chart: {figure} of {len(lines)} ways of sampling against their cost"
+    return inline(_render(lines, figure, place, "svg"), place, alt)
+
+
+def inline(content: bytes, place: Place, alt: str) -> str:
+    """Return an SVG file as one element for a page; no other drawing has its ids.
+
+    Args:
+        content: of `rendered`.
+        place: where it will be shown.
+        alt: what it shows, for those who cannot see it.
+    """
+    svg = content.decode()
     svg = svg[svg.index("<svg") :]
     if place.page:
-        svg = svg.replace(_INK, "currentColor")
+        svg = svg.replace(INK, "currentColor")
     own = "c" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="{own}-', svg)
     svg = svg.replace('href="#', f'href="#{own}-').replace("url(#", f"url(#{own}-")
-    alt = html.escape(f"Chart: {figure} of {len(lines)} ways of sampling against their cost")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
 
 
 def png(lines: Sequence[Line], figure: str, path: Path) -> None:
@@ -90,7 +104,15 @@ def png(lines: Sequence[Line], figure: str, path: Path) -> None:
         UsageError: as `chart`.
         ResourceError: the disk refuses.
     """
-    content = _render(lines, figure, FILE, "png")
+    write(_render(lines, figure, FILE, "png"), path)
+
+
+def write(content: bytes, path: Path) -> None:
+    """Write a drawing: the whole file or none.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
     try:
         with replacing(path) as aside:
             aside.write_bytes(content)
@@ -108,6 +130,27 @@ def _render(lines: Sequence[Line], figure: str, place: Place, form: str) -> byte
         )
     if not any(line.nfe and line.figure(figure) for line in lines):
         raise UsageError(f"{figure}: no line has a cost to draw it against")
+
+    def draw(drawing: "Drawing") -> None:
+        if table.is_ddim_table(lines):
+            _ddim(drawing, table.cells(lines), figure, upright(drawing))
+        else:
+            _frontier(drawing.subplots(), lines, figure, 0.85 * place.size[0])
+
+    return rendered(draw, place, form)
+
+
+def rendered(draw: Callable[["Drawing"], None], place: Place, form: str) -> bytes:
+    """Return a drawing as a file, in the one style of all.
+
+    Args:
+        draw: draws on an empty drawing.
+        place: where it will be shown.
+        form: "svg" or "png".
+
+    Raises:
+        UsageError: matplotlib is missing.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure as Drawing
@@ -115,7 +158,7 @@ def _render(lines: Sequence[Line], figure: str, place: Place, form: str) -> byte
         raise UsageError("charts need matplotlib: pip install 'fewstep[report]'") from None
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     settings: Any = {
-        **dict.fromkeys(inks, _INK), "svg.fonttype": "none", "svg.hashsalt": "fewstep",
+        **dict.fromkeys(inks, INK), "svg.fonttype": "none", "svg.hashsalt": "fewstep",
         "font.size": 10.5, "text.parse_math": False, "axes.linewidth": 0.8,
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     }  # fmt: skip
@@ -127,15 +170,18 @@ def _render(lines: Sequence[Line], figure: str, place: Place, form: str) -> byte
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a class or model in other letters
         drawing = Drawing(figsize=place.size, layout="constrained")
-        if table.is_ddim_table(lines):
-            wide, high = place.size
-            if tall := wide < high * 1.5:  # one panel below the other
-                drawing.set_size_inches(wide, high * 1.5)
-            _ddim(drawing, table.cells(lines), figure, tall)
-        else:
-            _frontier(drawing.subplots(), lines, figure, 0.85 * place.size[0])
+        draw(drawing)
         drawing.savefig(file, format=form, dpi=160, metadata=nothing, transparent=place.page)
     return file.getvalue()
+
+
+def upright(drawing: "Drawing") -> bool:
+    """Return whether two panels must lie one below the other, and make room for them if so."""
+    wide, high = drawing.get_size_inches()
+    if wide < high * 1.5:
+        drawing.set_size_inches(wide, high * 1.5)
+        return True
+    return False
 
 
 def _frontier(axes: "Axes", lines: Sequence[Line], figure: str, inches: float) -> None:
@@ -148,19 +194,19 @@ def _frontier(axes: "Axes", lines: Sequence[Line], figure: str, inches: float) -
             drawn.append(line)
     for i, ((name, sweep), members) in enumerate(families.items()):
         members.sort(key=lambda line: line.nfe)
-        look = {"color": COLOURS[i % len(COLOURS)], "marker": _MARKS[i % len(_MARKS)]}
+        look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
         costs = [line.nfe for line in members]
-        _series(axes, costs, members, figure, {**look, "label": name, "ls": "" if sweep else "-"})
+        series(axes, costs, members, figure, {**look, "label": name, "ls": "" if sweep else "-"})
         for line in members if sweep else ():
             if f := line.figure(figure):
                 word = f"{line.settings['guidance_scale']:g}"
                 at = (line.nfe, f.value)
                 axes.annotate(word, at, (7, -3), textcoords="offset points", size=9)
-    _real(axes, shown, figure)
+    floor(axes, shown, figure)
     _costs(axes, [line.nfe for line in shown], inches)
     axes.set_xlabel("network evaluations per image")
-    _quality(axes, shown, figure)
-    _legend(axes)
+    quality(axes, shown, figure)
+    legend(axes)
 
 
 def _family(line: Line, lines: Sequence[Line]) -> tuple[str, bool]:
@@ -191,32 +237,32 @@ def _ddim(drawing: "Drawing", cells: table.Cells, figure: str, tall: bool) -> No
     shape, ratio = ((2, 1), "height_ratios") if tall else ((1, 2), "width_ratios")
     ours, theirs = both = drawing.subplots(*shape, gridspec_kw={ratio: (3, 2)})
     known = spec.PUBLISHED["CIFAR-10"]
-    for eta, colour, mark in zip(spec.ETAS, _ETA_COLOURS, _MARKS, strict=False):
+    for eta, colour, mark in zip(spec.ETAS, _ETA_COLOURS, MARKS, strict=False):
         steps = [s for s in spec.STEPS if (eta, s) in cells and cells[eta, s].figure(figure)]
         look = {"color": colour, "marker": mark, "label": table.label(eta), "ls": "-"}
-        _series(ours, steps, [cells[eta, s] for s in steps], figure, look)
+        series(ours, steps, [cells[eta, s] for s in steps], figure, look)
         fids = [known[eta, s] for s in spec.STEPS]
-        theirs.plot(spec.STEPS, fids, color=_GREY, marker=mark, ms=3.5, lw=0.9)
+        theirs.plot(spec.STEPS, fids, color=GREY, marker=mark, ms=3.5, lw=0.9)
         # eta 0.2 lies on eta 0
         if eta != "0.2":
             at = (spec.STEPS[0], fids[0])
             theirs.annotate(
                 table.label(eta), at, (-5, -3), textcoords="offset points", size=8, ha="right",
-                color=_GREY,
+                color=GREY,
             )  # fmt: skip
     lines = list(cells.values())
-    _real(ours, lines, figure)
+    floor(ours, lines, figure)
     for axes in both:
         _costs(axes, spec.STEPS, 9.0)
         axes.set_xlabel("S, steps of T = 1000")
-    _quality(ours, lines, figure)
-    _legend(ours)
+    quality(ours, lines, figure)
+    legend(ours)
     theirs.set(yscale="log", xlim=(2.6, 1400), ylabel="FID")
-    theirs.set_title("Published, CIFAR-10: only the shape compares", size=9.5, color=_GREY)
+    theirs.set_title("Published, CIFAR-10: only the shape compares", size=9.5, color=GREY)
     _plain_ticks(theirs)
 
 
-def _series(
+def series(
     axes: "Axes", x: Sequence[float], lines: Sequence[Line], figure: str, look: dict[str, Any]
 ) -> None:
     """Draw points with their intervals; early ones are hollow and on no curve."""
@@ -239,19 +285,19 @@ def _series(
         axes.errorbar(at, y, (low, high), ms=5.5, lw=1.6, elinewidth=1.2, capsize=3, **drawn)
 
 
-def _real(axes: "Axes", lines: Sequence[Line], figure: str) -> None:
+def floor(axes: "Axes", lines: Sequence[Line], figure: str) -> None:
     """Draw what real images get, for the number of images that most lines have."""
     full = [line for line in lines if not line.early] or lines
     real = [f.real for line in full if (f := line.figure(figure)) and f.real is not None]
     if real:
-        floor = Counter(real).most_common(1)[0][0]
-        axes.axhline(floor, color=_INK, ls=":", lw=1.2, label=_REAL, zorder=1)
+        least = Counter(real).most_common(1)[0][0]
+        axes.axhline(least, color=INK, ls=":", lw=1.2, label=REAL, zorder=1)
 
 
-def _legend(axes: "Axes") -> None:
+def legend(axes: "Axes") -> None:
     """Name the series, the real images last."""
     handles, names = axes.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: names[i] == _REAL)
+    order = sorted(range(len(names)), key=lambda i: names[i] == REAL)
     axes.legend([handles[i] for i in order], [names[i] for i in order], fontsize=9.5)
 
 
@@ -268,10 +314,10 @@ def _costs(axes: "Axes", costs: Sequence[int], inches: float) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.grid(color=_GREY, alpha=0.25, lw=0.6)
+    axes.grid(color=GREY, alpha=0.25, lw=0.6)
 
 
-def _quality(axes: "Axes", lines: Sequence[Line], figure: str) -> None:
+def quality(axes: "Axes", lines: Sequence[Line], figure: str) -> None:
     """Make the y axis of a figure: logarithmic where its range is wide."""
     found = [f for line in lines if (f := line.figure(figure))]
     values = [f.value for f in found] + [f.real for f in found if f.real is not None]

@@ -39,8 +39,8 @@ class Line:
         group: heading under which it is shown.
         model: what the model, or the folder of foreign images, is called.
         weights: SHA-256 of the model's weights; "" for foreign images.
-        settings: sampler, steps, spacing, eta, guidance_scale, clip, process; {} for foreign
-            images.
+        settings: sampler, steps, spacing, eta, guidance_scale, clip, process, and what else
+            guides; {} for foreign images.
         nfe: network evaluations per image; 0 for foreign images.
         images: how many are measured so far.
         seconds: per image, the median over chunks; 0 for foreign images.

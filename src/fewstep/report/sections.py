@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fewstep.report import chart, results, spec, table
+from fewstep.report import chart, results, spec, sweep, table
 from fewstep.report.detail import confusion, pairs, per_class
 from fewstep.report.page import Section, data_uri, escape, html_cell, html_table, listed
 from fewstep.report.results import Line
@@ -57,9 +57,10 @@ def _group(lines: Sequence[Line], figure: str, several: bool) -> str:
             '<p class="note">One of several protocols on this page. Numbers of different ones do '
             "not compare, so each has a table of its own.</p>"
         )
-    if chart.drawable(lines, figure):
+    swept = sweep.is_sweep(lines)
+    if swept or chart.drawable(lines, figure):
         for name, place in (("broad", chart.WIDE), ("narrow", chart.NARROW)):
-            svg = chart.chart(lines, figure, place)
+            svg = (sweep.figure if swept else chart.chart)(lines, figure, place)
             parts.append(f'<figure class="chart {name}">{svg}</figure>')
     talk = table.is_ddim_table(lines)
     alone = len(lines) == 1

@@ -8,13 +8,14 @@ row is NAME:STEPS and then KEY=VALUE for what differs from the model's own setti
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.errors import UsageError, suggest
 from fewstep.model import Sampling
 from fewstep.process import Cosine, Process, Tabulated
 from fewstep.sampling import MAX_STEPS, SAMPLERS, SPACINGS, changed
+from fewstep.steer import DIALS, Steer, Weak, dial, dials
 
 TITLES: Mapping[str, str] = {
     "ddim": "DDIM",
@@ -33,7 +34,7 @@ PROCESSES: Mapping[str, Callable[[], Process | None]] = {
 }
 """Along which process to sample: the model's own, DDPM's linear betas or the cosine."""
 
-KEYS = ("eta", "scale", "w", "spacing", "clip", "process")
+KEYS = ("eta", "scale", "w", "spacing", "clip", "process", *DIALS, "classifier", "weak")
 """What a row may change after NAME:STEPS."""
 
 PRESETS = ("frontier", "ddim-table", "demo")
@@ -90,27 +91,35 @@ class Row:
         group: heading under which the row is shown.
         process: sample along this process instead of the model's own; the network, which is
             told the noise level and not the time, does not mind.
+        steer: the noisy classifier or the weaker model that guides.
     """
 
     title: str
     sampling: Sampling
     group: str = ""
     process: Process | None = None
+    steer: Steer | Weak | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as JSON values; the process is None where it is the model's own."""
         process = None if self.process is None else self.process.describe()
-        return {**asdict(self.sampling), "process": process}
+        guiding = {} if self.steer is None else self.steer.describe()
+        return {**self.sampling.plain(), "process": process, **guiding}
 
 
-def parse(text: str, preset: Sampling) -> list[Row]:
+def parse(
+    text: str, preset: Sampling, classifier: Steer | None = None, weak: Weak | None = None
+) -> list[Row]:
     """Return the rows that a text asks for.
 
     Args:
         text: NAME:STEPS[:KEY=VALUE...], rows apart by commas; the keys are `KEYS`: eta (of ddim),
-            scale (of guidance) or w = scale - 1, spacing, clip (yes or no), process (`PROCESSES`).
+            scale (of guidance) or w = scale - 1, spacing, clip (yes or no), process (`PROCESSES`),
+            the dials of `steer.dial`, classifier (its scale), weak (yes or no).
         preset: the model's own settings, which hold for what is not said; eta is 0 for every
             sampler but ddim.
+        classifier: what guides a row with classifier=SCALE.
+        weak: what guides a row with weak=yes.
 
     Returns:
         rows in the order of the text.
@@ -126,15 +135,20 @@ def parse(text: str, preset: Sampling) -> list[Row]:
     for word in (part.strip() for part in text.split(",")):
         if not word:
             raise UsageError(f'samplers "{text}": an empty row; write NAME:STEPS, such as ddim:50')
-        row = _row(word, preset)
+        row = _row(word, preset, classifier, weak)
         for other, before in zip(rows, said, strict=True):
-            if (other.sampling, other.process) == (row.sampling, row.process):
+            if replace(other, title="") == replace(row, title=""):
                 raise UsageError(
                     f'row "{word}": the same settings as the row "{before}"; leave one out'
                 )
         rows.append(row)
         said.append(word)
     return rows
+
+
+def own(preset: Sampling) -> Row:
+    """Return the row of the model's own settings."""
+    return Row(_title(preset, "own", preset, None), preset)
 
 
 def preset(
@@ -190,13 +204,8 @@ def ddim_table(
     rows = []
     for eta in ETAS:
         hat = eta == "sigma-hat"
-        row = replace(
-            sampling,
-            sampler="ddpm-large" if hat else "ddim",
-            eta=0.0 if hat else float(eta),
-            spacing=spacing,
-            guidance_scale=1.0,
-        )
+        named = {"sampler": "ddpm-large" if hat else "ddim", "eta": 0.0 if hat else float(eta)}
+        row = changed(sampling, {**named, "spacing": spacing, "guidance_scale": 1.0})
         name = eta if hat else f"eta {eta}"
         rows += [Row(f"{name}, S = {s}", replace(row, steps=s), group, process) for s in STEPS]
     return rows
@@ -204,7 +213,8 @@ def ddim_table(
 
 def _demo(sampling: Sampling) -> list[Row]:
     """Return the ways of sampling that the demo compares."""
-    plain = replace(sampling, sampler="ddim", eta=0.0, guidance_scale=1.0, spacing="even")
+    own = {"sampler": "ddim", "eta": 0.0, "guidance_scale": 1.0, "spacing": "even"}
+    plain = changed(sampling, own)
     sweep = "Guidance: DDIM, 20 steps, classifier-free scale"
     speed = "Fewer steps, without guidance (scale 1)"
     talk = "The talk's table: DDPM's linear betas, T = 1000, uniform strides"
@@ -222,7 +232,7 @@ def _demo(sampling: Sampling) -> list[Row]:
     return rows
 
 
-def _row(word: str, preset: Sampling) -> Row:
+def _row(word: str, preset: Sampling, classifier: Steer | None, weak: Weak | None) -> Row:
     """Return the row that NAME:STEPS:KEY=VALUE... asks for."""
     where = f'row "{word}"'
     name, *rest = (part.strip() for part in word.split(":"))
@@ -244,16 +254,28 @@ def _row(word: str, preset: Sampling) -> Row:
         if key in said:
             raise UsageError(f'{where}: key "{key}" is given twice')
         said[key] = value
-    if "scale" in said and "w" in said:
-        raise UsageError(f"{where}: scale and w: give one of them (scale = w + 1)")
+    for one, other, hint in (
+        ("scale", "w", " (scale = w + 1)"), ("clip", "threshold", ""), ("classifier", "weak", ""),
+    ):  # fmt: skip
+        if one in said and other in said:
+            raise UsageError(f"{where}: {one} and {other}: give one of them{hint}")
     changes: dict[str, Any] = {"sampler": name, "steps": _steps(where, rest[0])}
     if name != "ddim" and "eta" in said:
         raise UsageError(f"{where}: eta: only the sampler ddim has this dial, not {name}")
     for key, value in said.items():
         changes.update(_value(where, key, value))
-    process = changes.pop("process", "own")
+    process, steer = changes.pop("process", "own"), None
+    if (scale := changes.pop("classifier", None)) is not None:
+        if classifier is None:
+            raise UsageError(f"{where}: classifier: which one? give --classifier RUN")
+        steer = replace(classifier, scale=scale)
+    if changes.pop("weak", False):
+        if weak is None:
+            raise UsageError(f"{where}: weak: which model? give --weak RUN")
+        steer = weak
     sampling = changed(preset, changes)
-    return Row(_title(sampling, process, preset), sampling, process=PROCESSES[process]())
+    title = _title(sampling, process, preset, steer)
+    return Row(title, sampling, process=PROCESSES[process](), steer=steer)
 
 
 def _steps(where: str, word: str) -> int:
@@ -266,7 +288,9 @@ def _steps(where: str, word: str) -> int:
 
 def _value(where: str, key: str, value: str) -> dict[str, Any]:
     """Return the change of the settings that KEY=VALUE stands for."""
-    if key in ("eta", "scale", "w"):
+    if key in DIALS:
+        return dial(f'{where}: {key} "{value}"', key, value)
+    if key in ("eta", "scale", "w", "classifier"):
         try:
             number = float(value)
         except ValueError:
@@ -275,18 +299,19 @@ def _value(where: str, key: str, value: str) -> dict[str, Any]:
             wanted = "a number >= 0 (0 = DDIM, 1 = DDPM)" if key == "eta" else "a finite number"
             raise UsageError(f'{where}: {key} "{value}": must be {wanted}')
         number += 0.0  # -0 is 0
-        if key == "eta":
-            return {"eta": number}
+        if key in ("eta", "classifier"):
+            return {key: number}
         return {"guidance_scale": number + 1 if key == "w" else number}
-    allowed = {"spacing": SPACINGS, "clip": ("yes", "no"), "process": tuple(PROCESSES)}[key]
+    yes = ("yes", "no")
+    allowed = {"spacing": SPACINGS, "clip": yes, "weak": yes, "process": tuple(PROCESSES)}[key]
     if value not in allowed:
         raise UsageError(
             f'{where}: {key} "{value}": allowed are {", ".join(allowed)}{suggest(value, allowed)}'
         )
-    return {key: value == "yes" if key == "clip" else value}
+    return {key: value == "yes" if allowed is yes else value}
 
 
-def _title(s: Sampling, process: str, preset: Sampling) -> str:
+def _title(s: Sampling, process: str, preset: Sampling, steer: Steer | Weak | None) -> str:
     """Return a title that is another one for other settings."""
     parts = [f"{TITLES.get(s.sampler, s.sampler)} {s.steps}"]
     if s.eta:
@@ -299,6 +324,12 @@ def _title(s: Sampling, process: str, preset: Sampling) -> str:
         parts.append("clipped" if s.clip else "not clipped")
     if process != "own":
         parts.append(f"{process} process")
+    now, own = dials(s), dials(preset)
+    parts += [f"{k} {now.get(k, 'off')}" for k in DIALS if now.get(k) != own.get(k)]
+    if isinstance(steer, Steer):
+        parts.append(f"classifier {_short(steer.scale)}")
+    if isinstance(steer, Weak):
+        parts.append("weak model")
     return ", ".join(parts)
 
 

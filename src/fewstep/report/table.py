@@ -155,18 +155,19 @@ def notes(lines: Sequence[Line]) -> list[str]:
     return said
 
 
-def frontier(lines: Sequence[Line], width: int = WIDTH) -> list[str]:
+def frontier(lines: Sequence[Line], width: int = WIDTH, names: Sequence[str] = ()) -> list[str]:
     """Return the lines as a table for a terminal.
 
     Args:
         lines: of one protocol, in the order in which they are shown.
         width: characters; figures that do not fit are left out, the less common ones first.
+        names: the figures, the most telling first; () for all.
 
     Raises:
         UsageError: lines of different protocols.
     """
     results.same_protocol(lines)
-    names = ranked(lines)
+    names = list(names) or ranked(lines)
     while True:
         table = _frontier(lines, names, "+-")
         text = _terminal(table)
@@ -180,14 +181,14 @@ def frontier(lines: Sequence[Line], width: int = WIDTH) -> list[str]:
     return [*text, "", *(f"  {note}" for note in [*notes(lines), *rest])]
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """Return the lines as a Markdown table with all their figures.
+def markdown(lines: Sequence[Line], names: Sequence[str] = ()) -> str:
+    """Return the lines as a Markdown table with these figures; with all of them if none is named.
 
     Raises:
         UsageError: lines of different protocols.
     """
     results.same_protocol(lines)
-    table = _frontier(lines, ranked(lines), "±")
+    table = _frontier(lines, list(names) or ranked(lines), "±")
     parts, before = [_markdown_row(table.titles), _rule(len(table.titles))], ""
     for heading, row in table.rows:
         if heading != before and heading:

@@ -25,6 +25,7 @@ from fewstep.report.cells import Cell, Chunk, Labels, Maker, Store, Tick, machin
 from fewstep.report.judge import Judge, Verdict
 from fewstep.report.results import Line
 from fewstep.report.spec import Row
+from fewstep.steer import Steer
 from fewstep.train.sealed import versions
 
 SHOWN = 40
@@ -63,7 +64,8 @@ class Subject(NamedTuple):
         model: in evaluation mode, on the device that samples.
         name: what to call it.
         weights: SHA-256 of its weights.
-        labels: which classes are asked for.
+        labels: which classes are asked for; a model without classes is asked for them only
+            through a classifier.
         seed: image i draws its noise from seed + i.
     """
 
@@ -113,9 +115,11 @@ class Item:
         Raises:
             UsageError: settings that this model cannot follow.
         """
+        asked = subject.model.classes or isinstance(row.steer, Steer)
+        labels = subject.labels if asked else Labels()
         cell = Cell(
             subject.model, subject.name, subject.weights, row.sampling, row.process,
-            subject.labels, subject.seed,
+            labels, subject.seed, row.steer,
         )  # fmt: skip
         maker = Maker(cell, batch_size)
         store = Store(root, cell.id, cell.identity())
