@@ -118,20 +118,19 @@ def join(first: Cond, second: Cond) -> Cond:
     return first._make(map(join, first, second))
 
 
-def rows(cond: Cond, start: int, stop: int) -> Cond:
-    """Return the condition of the images start..stop-1 of a batch.
+def rows(cond: Cond, index: slice | Tensor) -> Cond:
+    """Return the condition of some images of a batch.
 
     Args:
         cond: of B images.
-        start: first image, 0..B.
-        stop: after the last image.
+        index: which, as a slice or as int64 numbers of shape (n,), each in 0..B-1.
 
     Returns:
-        a condition of the same kind, of stop - start images.
+        a condition of the same kind, of n images.
     """
     if isinstance(cond, tuple):
-        return cond._make(rows(part, start, stop) for part in cond)
-    return None if cond is None else cond[start:stop]
+        return cond._make(rows(part, index) for part in cond)
+    return None if cond is None else cond[index]
 
 
 def to(cond: Cond, device: torch.device) -> Cond:

@@ -292,11 +292,8 @@ def quarter_log_sigma(process: Process, t: Number) -> Number:
 
 
 LABELS: Mapping[str, Label] = {
-    "angle": angle,
-    "index": index,
-    "index_of_thousand": index_of_thousand,
-    "log_sigma_250": log_sigma_250,
-    "quarter_log_sigma": quarter_log_sigma,
+    label.__name__: label
+    for label in (angle, index, index_of_thousand, log_sigma_250, quarter_log_sigma)
 }
 """The closed table of names that a stored model may use."""
 

@@ -198,7 +198,8 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
     predictions (plain, rescaled or projected: each takes both branches) or between a good and a
     weak model; then a classifier's gradient, which shifts the score of whatever it is given; then
     the interval, outside which the plain conditional model is asked once; the known pixels of an
-    image that is completed; last what bounds the predicted image, once and after all sums, because bounded branches do not add up.
+    image that is completed; last what bounds the predicted image, once and after all sums, because
+    bounded branches do not add up.
 
     Args:
         model: its denoiser is wrapped, not changed.

@@ -14,7 +14,6 @@ from fewstep.cli import console, options
 from fewstep.errors import UsageError, suggest
 
 if TYPE_CHECKING:
-
     from fewstep.model import Model
 
 app = options.app()
@@ -162,7 +161,10 @@ def _list(form: str) -> None:
     wide = max(map(len, CATALOG))
     files = max(len(entry.file) for entry in CATALOG.values())
     for program in dict.fromkeys(entry.program for entry in CATALOG.values()):
-        print(f"{program} (https://github.com/{program}; licence {LICENCE}, see its model card)")
+        print(
+            f"{program}: licence {LICENCE}; what the weights are meant for is said on "
+            f"https://github.com/{program}"
+        )
         for name, entry in CATALOG.items():
             if entry.program == program:
                 print(f"  {name:<{wide}}  {entry.file:<{files}}  {entry.what}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import console, guidance, options
+from fewstep.cli.told import Said, tell
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fewstep.cli.resolve import Found
+    from fewstep.cli.told import Told
+    from fewstep.conditions import Cond
     from fewstep.model import Model, Sampling
     from fewstep.steer import Steer, Weak
 
@@ -38,15 +41,15 @@ class Wish:
     """What to make.
 
     Attributes:
-        classes: class names, by index.
-        labels: class index of every image, or None for images without a label.
+        cond: the condition of all images.
+        names: class or text of every image, or None.
         seeds: seed of every image.
         columns: images in a row of the grid.
         scale: whole factor of enlargement, None = by size.
     """
 
-    classes: tuple[str, ...]
-    labels: list[int] | None
+    cond: "Cond"
+    names: list[str | None]
     seeds: list[int]
     columns: int
     scale: int | None
@@ -65,9 +68,25 @@ def sample(  # budget: table
         typer.Option("--label", "-l", metavar="NAMES", help="classes: 7, or 3,7, or all"),
     ] = None,
     number: Annotated[
-        int,
-        typer.Option("-n", "--number", parser=_N, metavar="N", help="images per label"),
-    ] = 16,
+        int | None,
+        typer.Option(
+            "-n", "--number", parser=_N, metavar="N", help="images per label or text; 16"
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="for a model that reads text; again for more texts"),
+    ] = None,
+    low_res: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="for an upsampler: a small image or a folder of them"),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="for inpainting: the image")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="white where the image is painted anew")
+    ] = None,
     guidance_scale: Annotated[float | None, guidance.SCALE] = None,
     guidance_w: Annotated[float | None, guidance.W] = None,
     guidance_interval: Annotated[str | None, guidance.INTERVAL] = None,
@@ -153,10 +172,10 @@ def sample(  # budget: table
     found = find(model)
     steer = guidance.steer(classifier, classifier_scale, weak, label)
     known = found.model if found.model.classes or steer is None else steer.model
-    labels = _labels(known, label, number)
+    told = tell(found, known, Said(label, text, low_res, image, mask), number)
     asked = {k: v for k, v in changes.items() if v is not None} | guidance.dials(said)
-    preset = _preset(found.model, asked, labels, weak)
-    wish = _wish(known.classes, labels, number, seed, scale)
+    preset = _preset(found.model, asked, told.free, weak)
+    wish = _wish(told, seed, scale)
     facts = _facts(found, preset, str(place), steer)
     if explain:
         _explain(found, preset, facts, form, steer)
@@ -188,56 +207,28 @@ def _target(out: str | None) -> Path | None:
     return path
 
 
-def _labels(model: "Model", words: list[str] | None, number: int) -> list[int] | None:
-    """Return the class index of every image, or None for images without a label."""
-    if not words:
-        if model.classes and not model.denoiser.null:
-            raise UsageError(
-                "this model never saw the null condition (objective.drop was 0), so it needs a "
-                f"label: --label {model.classes[0]}, ... or all"
-            )
-        if model.classes:
-            console.note(
-                "no --label: images of any class, without guidance; --label all for every class"
-            )
-        return None
-    if words == ["all"] and model.classes:
-        chosen = list(range(len(model.classes)))
-    else:
-        # A class name may hold a comma: the whole word goes first.
-        names = [n for w in words for n in ([w] if w in model.classes else w.split(","))]
-        chosen = [model.label_index(name.strip()) for name in names]
-    return [k for k in chosen for _ in range(number)]
-
-
-def _preset(
-    model: "Model", changes: dict[str, Any], labels: list[int] | None, weak: str | None
-) -> "Sampling":
+def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | None) -> "Sampling":
     """Return the model's settings with the user's changes."""
     from fewstep import sampling
 
     asked = changes.get("guidance_scale", 1.0)
     if weak is not None and changes.get("guidance_scale", model.sampling.guidance_scale) == 1:
         raise UsageError(f"--weak {weak}: not asked at guidance scale 1; give --guidance-scale 2")
-    if labels is None and model.classes and weak is None:
+    if free and (model.classes or model.text) and weak is None:
         if asked != 1:
-            raise UsageError(
-                f"guidance scale {asked:g} without a label: give --label NAME, or leave it out"
-            )
+            what = "label: give --label NAME" if model.classes else "text: give --text TEXT"
+            raise UsageError(f"guidance scale {asked:g} without a {what}, or leave it out")
         changes = {**changes, "guidance_scale": 1.0}
     return sampling.changed(model.sampling, changes)
 
 
-def _wish(
-    classes: tuple[str, ...], labels: list[int] | None, number: int, seed: int, scale: int | None
-) -> Wish:
-    """Return labels, seeds and the shape of the grid."""
+def _wish(told: "Told", seed: int, scale: int | None) -> Wish:
+    """Return what to make, with seeds and the shape of the grid."""
     from fewstep.solvers import image_seeds
 
-    count = len(labels) if labels is not None else number
-    rows = count // number
-    columns = number if rows > 1 else max(1, round(count**0.5 + 0.49))
-    return Wish(classes, labels, image_seeds(seed, count), columns, scale)
+    count = len(told.names)
+    columns = told.each if count > told.each else max(1, round(count**0.5 + 0.49))
+    return Wish(told.cond, told.names, image_seeds(seed, count), columns, scale)
 
 
 def _facts(
@@ -307,14 +298,14 @@ def _draw(
     """Return all images, uint8 (N, C, H, W), with a bar on a terminal."""
     import numpy as np
 
-    from fewstep import sampling
+    from fewstep import conditions, sampling
 
     size = max(1, min(256, _BATCH_PIXELS // (model.shape[1] * model.shape[2])))
     done: list[NDArray[np.uint8]] = []
     starts = range(0, len(wish.seeds), size)
     with console.bar("sampling") as tick:
         for k, first in enumerate(starts):
-            some = None if wish.labels is None else wish.labels[first : first + size]
+            some = conditions.rows(wish.cond, slice(first, first + size))
             n, last = min(size, len(wish.seeds) - first), None
             for last in sampling.walk(model, preset, some, n, wish.seeds[first], steer):
                 tick(k * last.total + last.index + 1, len(starts) * last.total)
@@ -330,10 +321,10 @@ def _draw(
 
 def _name(wish: Wish) -> str:
     """Return what the labels are called, for a file name."""
-    if wish.labels is None:
+    said = [name for name in dict.fromkeys(wish.names) if name is not None]
+    if not said:
         return "any"
-    names = [wish.classes[k] for k in dict.fromkeys(wish.labels)]
-    joined = names[0] if len(names) == 1 else f"{len(names)}-labels"
+    joined = said[0][:40] if len(said) == 1 else f"{len(said)}-labels"
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in joined)
 
 
@@ -351,8 +342,7 @@ def _write(
 ) -> list[Path]:
     """Write one grid, or one file per image; return the paths."""
     scale = wish.scale or picture.factor(*pixels.shape[2:])
-    labels = [None if wish.labels is None else wish.classes[k] for k in wish.labels or wish.seeds]
-    images = [{"seed": s, "label": name} for s, name in zip(wish.seeds, labels, strict=True)]
+    images = [{"seed": s, "label": name} for s, name in zip(wish.seeds, wish.names, strict=True)]
     single = target.suffix.lower() != ".png" or target.is_dir() or "{i}" in target.name
     if not single:
         layout = {

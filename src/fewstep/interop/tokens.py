@@ -4,7 +4,7 @@ The byte-pair encoding is GPT-2's, in lower case, padded on the right; its table
 user's (`tokenizer.json`, or the merges alone, `vocab.bpe`). The reading itself is done by the
 library `tokenizers` (pip install "fewstep[text]").
 
-Inside: `Tokenizer`.
+Inside: `Tokenizer`; `nothing`, the empty caption.
 
 Source: Nichol et al., GLIDE, 2021, and the repository openai/glide-text2im (no code); Radford et
 al., Language Models are Unsupervised Multitask Learners, 2019, section 2.2.
@@ -93,6 +93,17 @@ class Tokenizer:
             tokens[row, : len(found)] = torch.tensor(found, dtype=torch.int64)
             mask[row, : len(found)] = True
         return Caption(tokens, mask)
+
+
+def nothing(n: int, context: int) -> Caption:
+    """Return n empty captions, the null condition: tokens and mask, both (n, context).
+
+    Args:
+        n: number of captions.
+        context: tokens per caption.
+    """
+    mask = torch.zeros(n, context, dtype=torch.bool)
+    return Caption(mask.long(), mask)
 
 
 def _of_merges(text: str) -> "tokenizers.Tokenizer":

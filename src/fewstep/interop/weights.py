@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.errors import CheckpointError, UsageError
 
-_LARGEST = 5  # names shown of what does not fit
+_SHOWN = 5  # names of what is not a tensor
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def read(path: Path) -> dict[str, Tensor]:
     if odd:
         raise CheckpointError(
             f"{path}: {len(odd)} of its {len(found)} entries are not tensors "
-            f"({', '.join(odd[:_LARGEST])}); give the file with the (EMA) weights alone"
+            f"({', '.join(odd[:_SHOWN])}); give the file with the (EMA) weights alone"
         )
     return found
 
@@ -44,20 +44,20 @@ def _torch(path: Path) -> object:
     import warnings
 
     with path.open("rb") as file:
-        mapped = file.read(2) == b"PK"
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # neither an archive nor a pickle
+        raise CheckpointError(f"{path}: no checkpoint at all; download it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to whoever writes such files
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK")
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":
             raise CheckpointError(
                 f"{path}: holds more than tensors, which may run code when it is opened; refused, "
                 "nothing of it was run; give the file with the (EMA) weights alone"
             ) from error
-        raise CheckpointError(
-            f"{path}: damaged, truncated or no checkpoint at all; download it again"
-        ) from error
+        raise CheckpointError(f"{path}: damaged or truncated; download it again") from error
 
 
 def _safe(path: Path) -> object:

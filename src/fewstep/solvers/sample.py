@@ -198,7 +198,7 @@ def generate(
     done: list[Tensor] = []
     for first in range(0, shape[0], batch_size):
         n = min(batch_size, shape[0] - first)
-        some = conditions.rows(cond, first, first + n)
+        some = conditions.rows(cond, slice(first, first + n))
         noise = PerImage(image_seeds(seed, n, first))
         steps = sample(denoiser, (n, *shape[1:]), times, solver, some, noise=noise)
         done.append(deque(steps, maxlen=1)[0].x)
