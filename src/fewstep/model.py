@@ -6,9 +6,11 @@ never names code. Reading and writing files is the business of `train.checkpoint
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep import process
@@ -157,8 +159,13 @@ class Model:
         raise UsageError(f"label {label!r}: allowed are {shown}{suggest(text, self.classes)}")
 
 
-def from_description(description: Mapping[str, Any]) -> Model:
+def from_description(description: Mapping[str, Any], *, empty: bool = False) -> Model:
     """Build the model that `Model.describe` described, with fresh weights.
+
+    Args:
+        description: JSON values.
+        empty: leave the weights undefined, for a caller who fills all of them: large networks
+            take longer to draw than to read.
 
     Raises:
         UsageError: a name, parameter or number that this version does not know.
@@ -171,7 +178,10 @@ def from_description(description: Mapping[str, Any]) -> Model:
     if missing:
         raise UsageError(f"model description: {', '.join(sorted(missing))} missing")
     kind, config = _known("net", kind_name, NETS)
-    net = kind(_build(config, values, "net"))
+    built = _build(config, values, "net")
+    with torch.device("meta") if empty else nullcontext():
+        net = kind(built)
+    net = net.to_empty(device="cpu") if empty else net
     shape = tuple(int(n) for n in description["shape"])
     for name in reversed(description.get("inputs", ())):
         wrapper = _known("input", name, INPUTS)

@@ -74,7 +74,7 @@ def edit(path: str, value: Any) -> dict[str, Any]:
         (
             "net.name",
             "MLPP",
-            r"net 'MLPP': allowed are UNet, MLP, EncoderUNet \(did you mean \"MLP\"\?\)",
+            r"net 'MLPP': allowed are UNet, MLP, EncoderUNet, TextUNet \(did you mean \"MLP\"\?\)",
         ),
         ("net.wdth", 3, r"net has no field 'wdth' \(did you mean \"width\"\?\)"),
         ("process.name", "Cosin", r'process "Cosin".*did you mean "Cosine"'),
@@ -278,7 +278,8 @@ def test_the_examples_in_the_documentation_run(name: str) -> None:
 
 
 def test_the_tables_of_names_are_closed() -> None:
-    assert set(model.NETS) == {"UNet", "MLP", "EncoderUNet"}
+    assert set(model.NETS) == {"UNet", "MLP", "EncoderUNet", "TextUNet"}
+    assert set(model.INPUTS) == {"known", "low_res"}
 
 
 @pytest.mark.parametrize("param", [EPS, SCORE])

@@ -123,7 +123,7 @@ def convert(state: State, program: str, flags: Flags, about: Mapping[str, Any]) 
     small = flags.get("small_size")
     facts["about"] = {**about, **({"low_res": small} if small else {})}
     facts["net"] = _net(config)
-    model = from_description(facts)
+    model = from_description(facts, empty=True)
     net = network(model)
     own = {f"{'net.' * len(model.inputs)}{k}": v for k, v in _renamed(state, config).items()}
     fill(net, own, Path(str(about.get("file", "weights"))))

@@ -82,7 +82,7 @@ def load_model(directory: Path | str) -> Model:
         raise CheckpointError(f"{path}: a file; give the folder that holds {sealed.MANIFEST}")
     files = load(path)
     try:
-        model = from_description(files.json(MODEL))
+        model = from_description(files.json(MODEL), empty=True)
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path / MODEL}: cannot build this model: {e}") from e
     fill(network(model), files.tensors(WEIGHTS), path / WEIGHTS)
