@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.cli.main import main
 from fewstep.cli.resolve import find
+from fewstep.cli.told import Said, tell
 from fewstep.conditions import Caption, Known, LowRes
 from golden.test_networks import bound, fill, run
 from system.cli_runs import call, process, refused
@@ -387,6 +388,24 @@ def test_a_folder_of_small_images_each_with_its_text(broken, capsys, monkeypatch
     with Image.open("t.png") as picture:
         facts = json.loads(picture.info["fewstep"])
     assert [image["label"] for image in facts["images"]] == ["a", "boat"]
+
+
+def test_a_text_reaches_the_network_beside_a_small_image(broken):
+    """Each image has its small image, its text and, where one is completed, its known pixels."""
+    found = find(str(broken / "models/glide_superres_unet"))
+    said = Said(texts=["a", "boat"], low_res=broken / "small.png")
+    cond = tell(found, found.model, said, 2).cond
+    assert isinstance(cond, LowRes)
+    assert isinstance(cond.cond, Caption)
+    assert cond.image.shape == (4, 3, 8, 8)
+    assert cond.cond.tokens[:, 0].tolist() == [0, 0, 2, 2]
+    found = find(str(broken / "models/glide_inpaint_unet"))
+    said = Said(texts=["boat"], image=broken / "photo.png", mask=broken / "mask.png")
+    cond = tell(found, found.model, said, 3).cond
+    assert isinstance(cond, Known)
+    assert isinstance(cond.cond, Caption)
+    assert cond.cond.tokens[:, 0].tolist() == [2, 2, 2]
+    assert cond.mask[:, 0, 0].tolist() == [[1.0] * 8 + [0.0] * 8] * 3
 
 
 def test_the_list(capsys):
