@@ -63,7 +63,7 @@ def test_with_exact_logits_it_guides_as_the_exact_classifier(scale: float) -> No
         got = guide.LogProb(guide.Unconditional(exact), classifier.log_prob, scale)(x, t, y)
         want = guide.ClassifierFree(exact, scale)(x, t, y)
         size = 1 + float(want.eps.abs().max())
-        assert float((got.eps - want.eps).abs().max()) < 1e-8 * size
+        assert float((got.eps - want.eps).abs().max()) < 1e-10 * size
 
 
 def test_probabilities_are_of_all_classes_and_the_null_has_no_gradient() -> None:
