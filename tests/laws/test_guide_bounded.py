@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep import guide, solvers
+from fewstep.denoiser import NetDenoiser, V
 from fewstep.errors import UsageError
 from fewstep.exact import Gaussian
 from fewstep.process import EDM, VP, Process
@@ -142,6 +143,16 @@ def test_the_update_is_the_shortened_running_sum() -> None:
         want = cond + (scale - 1) * (share * total - along + parallel * along)
         assert largest(g(x_t, t, y).x0, want) < 1e-12
     assert 0 < shortened < 24
+
+
+def test_an_image_without_contrast_is_left_alone() -> None:
+    """A fresh network says v = 0: no contrast to bring back, and nothing divided by it."""
+    net = torch.nn.Module()
+    net.forward = lambda x, label, cond=None: torch.zeros_like(x)
+    fresh = NetDenoiser(net, VP(), V)
+    for n in (3, B):
+        got = guide.Rescaled(fresh, 4.0)(normal(n, 2), 0.5, torch.arange(n) % 2)
+        assert largest(got.v) < 1e-12
 
 
 def test_projection_along_nothing_is_plain_guidance() -> None:
