@@ -5,16 +5,17 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from fewstep.denoiser import EPS, Cond, Denoiser, NetDenoiser
 from fewstep.exact import Gaussian
 from fewstep.objectives import Bound, Chain, Hybrid, bits_per_dim, log_likelihood, noised
 from fewstep.prediction import Prediction
-from fewstep.process import Tabulated
+from fewstep.process import Process, Tabulated
 from fewstep.reverse import posterior
 from fewstep.shapes import Number, like
 from fewstep.solvers import DDPM, grids
-from laws.cases import generator, largest, normal
+from laws.cases import PROCESSES, generator, largest, normal
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 TABLE = Tabulated()
@@ -40,6 +41,16 @@ def test_a_step_of_fixed_variance_is_a_weighted_squared_error(variance: str) -> 
     weight = beta**2 / (2 * var * (1 - beta) * (1 - bar))
     want = weight * (eps - said).square().mean(1) / math.log(2)
     assert largest(got / want, 1.0) < 1e-9
+
+
+@pytest.mark.parametrize("p", PROCESSES, ids=str)
+def test_the_prior_is_what_sampling_begins_with(p: Process) -> None:
+    """KL(N(alpha x0, sigma^2) || N(0, alpha^2 + sigma^2)) at t = 1, each dimension in bits."""
+    x0 = 1.7 * normal(5, 3)
+    there = Normal(p.alpha(1.0) * x0, torch.tensor(p.sigma(1.0), dtype=torch.float64))
+    start = Normal(0 * x0, torch.tensor(p.prior_std(1.0), dtype=torch.float64))
+    want = kl_divergence(there, start).mean(1) / math.log(2)
+    assert largest(Chain().prior(p, x0), want) < 1e-12
 
 
 @pytest.mark.parametrize("v", [-1.0, 0.0, 1.0, 1.5])

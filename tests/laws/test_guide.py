@@ -103,6 +103,18 @@ def test_a_classifier_over_a_conditional_model_adds_one(p: Process, scale: float
     assert largest(got.eps, want.eps) < 1e-12
 
 
+@every_process
+def test_a_gradient_moves_the_clean_image_by_the_square_of_the_noise(p: Process) -> None:
+    """x0 + s sigma^2 / alpha grad: with alpha = 1, the form D + sigma^2 grad of EDM's kin."""
+    x_t, t, y = point(p)
+    exact = mixture(p)
+    g = guide.LogProb(exact, gaussian_log_prob, 3.0)
+    alpha, sigma = exact.levels(x_t, t)
+    moved = g(x_t, t, y).x0 - exact(x_t, t, y).x0
+    want = -0.3 * 3.0 * sigma**2 / alpha * (x_t - y[:, None])
+    assert largest(moved, want) < 1e-11 * (1 + largest(want))
+
+
 @pytest.mark.parametrize("kind", guide.ALL, ids=lambda k: k.__name__)
 @every_process
 def test_a_guided_prediction_lies_on_the_line(kind: type[Denoiser], p: Process) -> None:
