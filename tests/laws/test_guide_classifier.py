@@ -66,6 +66,18 @@ def steps(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, torch.arange(len(t)) % 3, t, s
 
 
+def test_the_shifted_noise_is_that_of_the_class_at_every_step() -> None:
+    """eps - sigma grad log p(y | x_t) of the unconditional model, at all 1000 noise levels."""
+    t = torch.arange(1, 1001).double() / 1000
+    x = TABLE.alpha(t)[:, None] * MEANS[:2].mean(0) + TABLE.sigma(t)[:, None] * normal(1000, 2)
+    y = torch.arange(1000) % 3
+    want = EXACT(x, t, y).eps
+    got = guide.LogProb(FREE, EXACT.log_prob, 1.0)(x, t, y).eps
+    assert largest((got - want) / (1 + want.abs())) < 1e-12
+    by_hand = FREE(x, t).eps - TABLE.sigma(t)[:, None] * push()(x, t, y)
+    assert largest((by_hand - want) / (1 + want.abs())) < 1e-12
+
+
 @pytest.mark.parametrize("n", [1000, 250, 25])
 def test_the_exact_shift_of_the_mean_is_beta_over_root_alpha(n: int) -> None:
     """mu + beta / sqrt(alpha) grad log p(y | x_t) is the mean of the conditional model's step.
@@ -119,6 +131,23 @@ def test_a_learned_variance_pushes_by_itself(v: float) -> None:
     got = pushed(DDPM("learned", push(2.0)), Says(FREE, v), x, t, s, y)
     want = var * push(2.0)(x, t, y)
     assert largest(got - quiet, want) < 1e-12 * (1 + float(want.abs().max()))
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_the_last_step_is_pushed_by_the_variance_of_the_one_before(variance: str) -> None:
+    """Its own, beta-tilde, is 0; the released program takes that of the step before as floor.
+
+    "small" has no floor, "large" is the floor itself, "learned" lies between it and beta.
+    """
+    x, y = MEANS[:2].mean(0) + 0.1 * normal(6, 2), torch.arange(6) % 3
+    solver, denoiser, v = DDPM(variance, push()), Says(FREE, 0.4), 0.4
+    middle, carry = solver.step(denoiser, x, 0.04, 0.02, y, noise=torch.zeros_like)
+    got, _ = solver.step(denoiser, middle, 0.02, 0.0, y, carry, noise=torch.ones_like)
+    floor, beta = posterior(TABLE, 0.04, 0.02)[1], posterior(TABLE, 0.02, 0.0)[0]
+    between = floor ** ((1 - v) / 2) * beta ** ((1 + v) / 2)
+    var = {"small": 0.0, "large": floor, "learned": between}[variance]
+    want = FREE(middle, 0.02, y).x0 + var * push()(middle, 0.02, y)
+    assert largest(got, want) < 1e-12
 
 
 def test_no_scale_is_no_guidance() -> None:
