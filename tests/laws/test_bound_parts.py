@@ -70,11 +70,24 @@ def test_the_learned_variance_of_the_last_step(v: float) -> None:
 
 def test_the_tanh_form_is_off_by_less_than_two_in_ten_thousand() -> None:
     """Largest difference of the two distribution functions: 1.8e-4, seen at the first value."""
-    std = torch.tensor(math.log(0.2)).double()
+    std = torch.tensor(0.2, dtype=torch.float64).log()
     at = torch.linspace(-3, 1, 4001, dtype=torch.float64)
     x = torch.full_like(at, -1.0)
     near, true = (log_likelihood(x, at, std, a).exp() for a in (True, False))
     assert largest(near, true) == pytest.approx(1.8e-4, abs=0.05e-4)
+    z = (-1 + 1 / 255 - at) / 0.2
+    want = 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    assert largest(near, want.clamp_min(1e-12)) < 1e-12
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_both_tails_have_the_same_digits(approximate: bool) -> None:
+    """p(x | mean) = p(-x | -mean), in single precision too, where 1 - p would be rounded away."""
+    x, mean = LEVELS[None].float(), torch.linspace(-1, 1, 41)[:, None]
+    for std in (0.01, 0.1, 1.0):
+        log_std = torch.tensor(math.log(std))
+        one = log_likelihood(x, mean, log_std, approximate)
+        assert largest(one, log_likelihood(-x, -mean, log_std, approximate)) < 1e-4
 
 
 class Exact(Denoiser):
