@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.denoiser import PARAMS, Cond, NetDenoiser
-from fewstep.process import VP
+from fewstep.process import VP, Cosine
 from laws.cases import normal
 
 X = normal(4, 3, 2, 2)
@@ -60,3 +60,12 @@ def test_an_answer_in_half_precision_is_read_in_that_of_the_batch() -> None:
         assert value.dtype == torch.float64
     want = NetDenoiser(Ask(out[:, :3].double()), VP())(X, 0.4, Y)
     assert torch.equal(got.x0, want.x0)
+
+
+def test_times_that_are_near_are_told_apart() -> None:
+    """Labels are remembered by their time: 20 times of 1000 steps, asked for twice in a row."""
+    ask = Ask(X)
+    denoiser = NetDenoiser(ask, Cosine(0.0))
+    for k in (*range(400, 420), *range(400, 420)):
+        denoiser(X, k / 1000)
+        assert float(ask.seen[1]) == pytest.approx(k, abs=1e-3)
