@@ -70,13 +70,15 @@ def test_the_bound_of_gaussian_data(s2: float, variance: str, want: float) -> No
 
 
 @pytest.mark.parametrize("approximate", [False, True])
-@pytest.mark.parametrize("mean", [-1.3, -0.9, 0.013, 0.4, 1.0])
-@pytest.mark.parametrize("std", [0.01, 0.05, 1.0])
+@pytest.mark.parametrize("mean", [-1.3, -0.9, 0.013, 0.4, 1.0, 5.0])
+@pytest.mark.parametrize("std", [0.01, 0.05, 1.0, 30.0])
 def test_the_levels_share_all_the_mass(mean: float, std: float, approximate: bool) -> None:
-    """256 probabilities sum to 1, up to the floor of 1e-12 that each has."""
+    """256 probabilities sum to 1 within 1e-12, and the floor of 1e-12 that some are lifted to."""
     at = torch.full_like(LEVELS, mean)
     mass = log_likelihood(LEVELS, at, torch.tensor(math.log(std)).double(), approximate).exp()
-    assert float(mass.sum()) == pytest.approx(1, abs=256e-12 + 1e-12)
+    floored = int((mass < 1.0001e-12).sum())
+    assert abs(float(mass.sum()) - 1) < 1e-12 * (1 + floored)
+    assert floored == 0 or std < 1
 
 
 def test_the_tanh_form_is_near_the_normal_distribution() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep import guide
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.exact import Gaussian, Mixture
 from fewstep.prediction import Prediction
@@ -133,6 +134,19 @@ def test_ddpm_on_a_gaussian_at_all_steps(variance: str, want: float) -> None:
     times = grids.strided(1000, "trailing").tolist()
     _, v = variances(data, DDPM(variance), times, 1.0)[-1]
     assert math.sqrt(v) == pytest.approx(want, abs=2e-3)
+
+
+def test_the_mean_of_a_step_from_the_noise() -> None:
+    """(x_t - beta / sqrt(1 - alpha-bar) eps) / sqrt(alpha), unless x0 is clipped."""
+    exact, x, t = mixture(TABLE), normal(999, 2), torch.arange(2, 1001).double() / 1000
+    beta, bar = TABLE.beta[1:, None], TABLE.alpha_bar[1:, None]
+    want = (x - beta / (1 - bar).sqrt() * exact(x, t).eps) / (1 - beta).sqrt()
+    for variance in ("small", "large"):
+        step = DDPM(variance).step
+        got, _ = step(exact, x, t, t - 1 / 1000, noise=torch.zeros_like)
+        assert float((got - want).abs().max()) < 1e-12
+        clipped, _ = step(guide.Clamp(exact), x, t, t - 1 / 1000, noise=torch.zeros_like)
+        assert float((clipped - want).abs().max()) > 1e-2
 
 
 def test_more_steps_come_nearer_to_the_same_image() -> None:

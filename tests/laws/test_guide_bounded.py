@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep import guide, solvers
+from fewstep.denoiser import NetDenoiser, V
 from fewstep.errors import UsageError
 from fewstep.exact import Gaussian
 from fewstep.process import EDM, VP, Process
@@ -123,6 +124,50 @@ def test_the_running_sum_is_of_one_run() -> None:
     assert largest(first, walk(plain, x, times, solvers.Euler(), y)) > 1e-3
     with pytest.raises(UsageError, match="one time"):
         g(x, p.time(torch.linspace(3, -3, 6, dtype=torch.float64)), y)
+
+
+def test_the_update_is_the_shortened_running_sum() -> None:
+    """r = d + momentum r, cut to the radius, then across + parallel along, step after step."""
+    exact, y = mixture(VP()), torch.arange(6) % 2
+    scale, parallel, radius, momentum = 4.0, 0.3, 0.7, -0.6
+    g = guide.Projected(exact, scale, parallel, radius, momentum)
+    total, shortened = torch.zeros(6, 2, dtype=torch.float64), 0
+    for t in (0.9, 0.6, 0.4, 0.2):
+        x_t = normal(6, 2, seed=round(10 * t))
+        cond = exact(x_t, t, y).x0
+        total = cond - exact(x_t, t).x0 + momentum * total
+        share = (radius / total.norm(dim=1, keepdim=True)).clamp(max=1)
+        shortened += int((share < 1).sum())
+        along = (share * total * cond).sum(1, keepdim=True) / (cond * cond).sum(1, keepdim=True)
+        along = along * cond
+        want = cond + (scale - 1) * (share * total - along + parallel * along)
+        assert largest(g(x_t, t, y).x0, want) < 1e-12
+    assert 0 < shortened < 24
+
+
+def test_an_image_without_contrast_is_left_alone() -> None:
+    """A fresh network says v = 0: no contrast to bring back, and nothing divided by it."""
+    net = torch.nn.Module()
+    net.forward = lambda x, label, cond=None: torch.zeros_like(x)
+    fresh = NetDenoiser(net, VP(), V)
+    for n in (3, B):
+        got = guide.Rescaled(fresh, 4.0)(normal(n, 2), 0.5, torch.arange(n) % 2)
+        assert largest(got.v) < 1e-12
+
+
+def test_projection_along_nothing_is_plain_guidance() -> None:
+    """Where the conditional image is 0 everywhere there is no direction to project on."""
+    p = VP()
+
+    class Dark(Deaf):
+        def forward(self, x_t, t, cond=None):
+            said = self.denoiser(x_t, t)
+            return said if cond is None else said.with_x0(0 * said.x0)
+
+    dark = Dark(Gaussian(p, torch.ones(2, dtype=torch.float64), 1.0))
+    x_t, y = normal(B, 2), torch.zeros(B, dtype=torch.long)
+    got, want = guide.Projected(dark, 3.0), guide.ClassifierFree(dark, 3.0)
+    assert largest(got(x_t, 0.5, y).x0, want(x_t, 0.5, y).x0) < 1e-12
 
 
 @pytest.mark.parametrize("percentile", [50.0, 99.5, 100.0])

@@ -133,6 +133,37 @@ def test_the_terminal_signal_of_the_published_tables() -> None:
     assert cosine.sigma(1.0) / cosine.alpha(1.0) == pytest.approx(20291, rel=1e-3)
 
 
+def test_the_constants_of_the_published_tables() -> None:
+    """Where the linear and the cosine table of 1000 and 4000 steps begin and end."""
+    tables = {(b, n): Tabulated(b, n) for b in ("linear", "cosine") for n in (1000, 4000)}
+    last = {k: float(p.alpha_bar[-1]) for k, p in tables.items()}
+    assert last["linear", 1000] == pytest.approx(4.03583e-5, rel=1e-6)
+    assert last["linear", 4000] == pytest.approx(4.24665e-5, rel=1e-6)
+    assert last["cosine", 1000] == pytest.approx(2.42877e-9, rel=2e-6)
+    assert last["cosine", 4000] == pytest.approx(1.518e-10, rel=1e-4)
+    cosine = tables["cosine", 1000]
+    assert float(cosine.alpha_bar[-2]) == pytest.approx(2.42877e-6, rel=2e-6)
+    assert float(cosine.beta[0]) == pytest.approx(4.12842e-5, rel=1e-6)
+    assert float(tables["cosine", 4000].beta[0]) == pytest.approx(9.8658e-6, rel=2e-6)
+    assert (cosine.beta >= 0.999).tolist() == [False] * 999 + [True]
+    assert int((cosine.alpha_bar >= 0.5).sum()) == 496
+
+
+def test_the_linear_process_is_that_of_the_paper() -> None:
+    """beta(t) = 0.1 + 19.9 t: log alpha = -19.9 t^2 / 4 - 0.1 t / 2."""
+    log = -19.9 / 4 * TIMES**2 - 0.1 / 2 * TIMES
+    p = process.VP()
+    assert largest(p.alpha(TIMES), log.exp()) < 1e-12
+    assert largest(p.sigma(TIMES), (-torch.expm1(2 * log)).sqrt()) < 1e-12
+
+
+def test_the_variance_of_a_stride_is_not_that_of_a_step() -> None:
+    """20 steps of the linear table at once, from index 500: 0.1766, where one step has 0.0101."""
+    p = Tabulated()
+    assert posterior(p, 0.501, 0.481)[1] == pytest.approx(0.1766, abs=5e-5)
+    assert posterior(p, 0.501, 0.5)[1] == pytest.approx(0.0101, abs=5e-5)
+
+
 def test_exponentials_of_floats_overflow_as_those_of_tensors_do() -> None:
     assert shapes.exp(710.0) == math.inf == float(shapes.exp(torch.tensor(710.0)))
     assert shapes.exp(709.0) == math.exp(709.0)

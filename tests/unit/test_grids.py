@@ -51,6 +51,13 @@ def test_sections() -> None:
     )
 
 
+def test_the_sections_of_the_published_bedroom_model() -> None:
+    """Each fifth of the table has its share of the 250 steps, from low noise to high."""
+    kept = torch.tensor(grids.respace(1000, "90,60,60,20,20"))
+    assert kept.div(200, rounding_mode="floor").bincount().tolist() == [90, 60, 60, 20, 20]
+    assert (int(kept[0]), int(kept[-1])) == (0, 999)
+
+
 @pytest.mark.parametrize(("n", "steps"), [(30, 31), (300, 334), (600, 1000), (20, 20)])
 def test_the_uniform_subset_may_hold_more(n: int, steps: int) -> None:
     assert len(grids.strided(n, "uniform")) == steps + 1

@@ -39,6 +39,35 @@ def test_refuses_guidance_of_a_model_without_the_null(scale: float) -> None:
     assert guide.ClassifierFree(deaf(), 1.0).cost(0.5) == 1
 
 
+def test_no_guidance_gives_a_model_the_null_that_it_never_saw() -> None:
+    model = deaf()
+    for g in (
+        guide.ClassifierFree(model, 1.0),
+        guide.LogProb(model, MODEL.log_prob, 2.0),
+        guide.Interval(model, MODEL),
+        guide.Interval(MODEL, model),
+        guide.Clamp(model),
+        guide.Threshold(model),
+        guide.Rescaled(model, 1.0),
+        guide.Projected(model, 1.0),
+    ):
+        with pytest.raises(UsageError, match="never saw the null condition"):
+            guide.Unconditional(g)
+
+
+def test_a_weak_model_without_the_null_takes_it_from_the_pair() -> None:
+    """At scale 1 the weak model is not asked, and the good one's null condition is left."""
+    good = NetDenoiser(MLP(MLPConfig(classes=2)), VP())
+    pair = guide.Auto(good, deaf(), 2.0)
+    with pytest.raises(UsageError, match="never saw the null condition"):
+        guide.Unconditional(pair)
+    with pytest.raises(UsageError, match="never saw the null condition"):
+        guide.ClassifierFree(pair, 3.0)
+    guide.Unconditional(guide.Auto(good, deaf(), 1.0))
+    with pytest.raises(UsageError, match="never saw the null condition"):
+        guide.Unconditional(guide.Auto(deaf(), good, 2.0))
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (2.0, 2.0), (3.0, 1.0), (math.nan, 1.0)])
 def test_refuses_empty_intervals(low: float, high: float) -> None:
     with pytest.raises(UsageError, match="0 <= low < high"):

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fewstep.nets import UNet, UNetConfig
 from fewstep.nets.blocks import Attention, Resample, ResBlock, attend, split_heads
+from fewstep.nets.encoder import AttentionPool
+from fewstep.nets.published import PUBLISHED, build
 from fewstep.nets.unet import Stage
 from tests.unit.random_nets import randomise
 
@@ -87,6 +89,46 @@ def test_recomputed_features_change_nothing(dropout: float) -> None:
     assert len(runs) == once
     assert net.config == config
     assert set(net.state_dict()) == set(UNet(config).state_dict())
+
+
+@torch.no_grad()
+def test_dropout_stands_before_the_last_convolution() -> None:
+    """It drops what silu returned, and never the skip connection."""
+    block = ResBlock(16, 16, 32, groups=8, dropout=0.25)
+    x, emb = torch.randn(2, 16, 8, 8), torch.randn(2, 32)
+    assert torch.equal(block.train()(x, emb), x)  # fresh: the branch is silent
+    seen: list[Tensor] = []
+    block.conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    for mode in (False, True):
+        block.train(mode)(x, emb)
+    whole, some = seen
+    kept = some != 0
+    assert 0.7 < float(kept.double().mean()) < 0.8
+    torch.testing.assert_close(some[kept], whole[kept] / 0.75)
+
+
+def test_attention_of_the_published_network_for_64_pixels() -> None:
+    """22 attentions at 32, 16 and 8 pixels, of 6, 9 and 12 heads of 64 channels."""
+    with torch.device("meta"):
+        net = build(PUBLISHED["adm-imagenet64"])
+    parts = [m for m in net.modules() if isinstance(m, Attention)]
+    assert len(parts) == 22
+    assert {m.heads: m.norm.num_channels for m in parts} == {6: 384, 9: 576, 12: 768}
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_the_pool_of_every_published_classifier_reads_8_by_8_positions(size: int) -> None:
+    with torch.device("meta"):
+        pool = build(PUBLISHED[f"adm-classifier{size}"]).pool
+    assert pool.position.shape == (512, 65)
+    assert pool.heads == 8
+
+
+@torch.no_grad()
+def test_fresh_position_vectors_have_unit_length() -> None:
+    """N(0, 1 / channels): of the size of one token's mean square, not of its sum."""
+    pool = AttentionPool(side=8, channels=256, heads=4, classes=3)
+    assert float(pool.position.std()) == pytest.approx(1 / 16, rel=0.05)
 
 
 def text_attention(order: str) -> tuple[Attention, Tensor, Tensor]:

@@ -127,6 +127,18 @@ def test_sinusoid() -> None:
 
 
 @torch.no_grad()
+def test_the_period_of_the_configuration_is_that_of_the_network() -> None:
+    """The label reaches the network as its sinusoid of this period, and as nothing else."""
+    x, _ = inputs(batch=1)
+    for period in (10000.0, 100.0):
+        net = build(dataclasses.replace(SMALL, period=period))
+        seen: list[Tensor] = []
+        net.time.register_forward_pre_hook(lambda _, told, seen=seen: seen.append(told[0]))
+        net(x, torch.tensor([321.0]))
+        assert torch.equal(seen[0], sinusoid(torch.tensor([321.0]), SMALL.width, period))
+
+
+@torch.no_grad()
 def test_adaptive_norm_without_embedding_is_plain() -> None:
     """With its embedding layer at zero, an adaptive block equals the additive block."""
     torch.manual_seed(0)

@@ -13,7 +13,8 @@ from fewstep.errors import UsageError
 from fewstep.exact import Mixture
 from fewstep.model import Model, from_description
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
-from fewstep.objectives import Classification, accuracy_by_noise
+from fewstep.objectives import Classification, accuracy_by_noise, noised
+from fewstep.objectives.times import Uniform
 from fewstep.process import Cosine, Tabulated
 from fewstep.train import checkpoint
 from fewstep.train.config import FitConfig
@@ -63,7 +64,7 @@ def test_with_exact_logits_it_guides_as_the_exact_classifier(scale: float) -> No
         got = guide.LogProb(guide.Unconditional(exact), classifier.log_prob, scale)(x, t, y)
         want = guide.ClassifierFree(exact, scale)(x, t, y)
         size = 1 + float(want.eps.abs().max())
-        assert float((got.eps - want.eps).abs().max()) < 1e-8 * size
+        assert float((got.eps - want.eps).abs().max()) < 1e-10 * size
 
 
 def test_probabilities_are_of_all_classes_and_the_null_has_no_gradient() -> None:
@@ -123,6 +124,55 @@ def test_it_needs_classes() -> None:
     noise = torch.Generator().manual_seed(0)
     with pytest.raises(UsageError, match="images with classes"):
         Classification()(model.denoiser, torch.zeros(2, 1, 8, 8), None, 0, noise)
+
+
+def test_the_loss_is_minus_the_log_probability_at_the_noise_of_each_image() -> None:
+    """An exact classifier, against the mixture's own probabilities on the same draws."""
+    exact, classifier = bayes()
+    draw = torch.Generator().manual_seed(1)
+    x0 = torch.randn(24, 2, generator=draw, dtype=torch.float64)
+    y = torch.arange(24) % 2
+    got = Classification()(classifier, x0, y, 0, torch.Generator().manual_seed(2))
+    noise = torch.Generator().manual_seed(2)
+    t = Uniform()(classifier.process, 24, noise)
+    want = -exact.log_prob(noised(classifier, x0, t, noise).x_t, t, y)
+    assert float((got - want).abs().max()) < 1e-5
+    assert float(got.std()) > 0.1
+
+
+def test_accuracy_is_told_part_by_part_from_the_cleanest() -> None:
+    """Each image once in each part, noised as it is told, at times spread over the part."""
+
+    class Early(nn.Module):
+        """Sees class 1 in the first half of the time, class 0 in the second."""
+
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            seen.append(label.sort().values / 1000)
+            signal = 1e3 * (label * math.pi / 2000).cos()
+            assert float((x[:, 0] - signal).abs().max()) < 10  # ten sigma
+            return torch.stack([label - 500, 500 - label], dim=1)
+
+    seen: list[Tensor] = []
+    classifier = NoisyClassifier(Early(), Cosine())
+    noise = torch.Generator().manual_seed(0)
+    x0, y = torch.full((8, 1), 1e3), torch.ones(8, dtype=torch.long)
+    assert accuracy_by_noise(classifier, x0, y, noise) == [1.0, 1.0, 0.0, 0.0]
+    want = (torch.arange(32) + 0.5) / 32
+    assert float((torch.cat(seen) - want).abs().max()) < 1e-3
+
+
+def test_half_precision_loses_no_class() -> None:
+    """Logits in bfloat16 are summed in float32: the probabilities add up to 1."""
+
+    class Even(nn.Module):
+        def forward(self, x: Tensor, label: Tensor) -> Tensor:
+            return torch.linspace(0, 1, 1000).to(x.dtype).expand(len(x), -1)
+
+    classifier = NoisyClassifier(Even(), Cosine())
+    x = torch.zeros(1000, 1, dtype=torch.bfloat16)
+    known = classifier.log_prob(x, 0.5, torch.arange(1000))
+    assert known.dtype == torch.float32
+    assert float(known.exp().sum()) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_fresh_one_knows_nothing() -> None:

@@ -49,6 +49,14 @@ def test_fresh_network_is_zero() -> None:
 
 
 @torch.no_grad()
+def test_fresh_vectors_are_small() -> None:
+    """Tokens, positions and padding start as N(0, 0.02^2)."""
+    text = Transformer(dataclasses.replace(SMALL, vocab=400, context=100))
+    for vectors in (text.table.weight, text.position, text.padding):
+        assert float(vectors.std()) == pytest.approx(0.02, rel=0.1)
+
+
+@torch.no_grad()
 def test_padding() -> None:
     """Tokens under a False mask change no bit; the mask and other tokens change the output of
     their own sample.

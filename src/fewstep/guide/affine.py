@@ -171,7 +171,7 @@ class Auto(Denoiser):
                 f"good one {good.process.describe()}; take models of one process"
             )
         self.good, self.weak, self.scale = good, weak, float(scale)
-        self.process, self.null = good.process, good.null
+        self.process, self.null = good.process, good.null and (weak.null or scale == 1)
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         """Return the guided prediction."""

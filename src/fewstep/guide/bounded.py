@@ -220,7 +220,7 @@ class Projected(Denoiser):
         uncond, given = branches(self.denoiser, x_t, t, cond)
         d = self._summed(given.x0 - uncond.x0, t)
         far = d.flatten(1).norm(dim=1).reshape(-1, *(1,) * (d.ndim - 1))
-        d = d * (self.radius / far.clamp_min(torch.finfo(d.dtype).tiny)).clamp(max=1)
+        d = d * (self.radius / far).clamp(max=1)
         along = _along(d, given.x0)
         return given.with_x0(given.x0 + (self.scale - 1) * (d - along + self.parallel * along))
 
