@@ -127,8 +127,8 @@ def curves(lines: Sequence[Line]) -> Curves:
     named: Curves = {}
     for (model, group, weights), members in found.items():
         short = group.partition(":")[0]
-        alike = sum(g.partition(":")[0] == short for m, g in groups if m == model) > 1
-        name = (f"{model}: " if several else "") + (group if alike else short)
+        alike = {g for m, g in groups if m == model and g.startswith(f"{short}:")}
+        name = (f"{model}: " if several else "") + (group if len(alike) > 1 else short)
         if groups.count((model, group)) > 1:
             name += f" ({weights[:8]})"
         named[name] = sorted(members, key=lambda member: member[0])
