@@ -149,6 +149,12 @@ def test_bad_guidance(run, capsys, words, named) -> None:
     assert not list(Path().iterdir())
 
 
+def test_refinements_without_a_label_are_not_ignored(run, capsys) -> None:
+    words = ("sample", run, "-n", "1", "-o", "x.png", "--guidance-interval")
+    refused(call(capsys, *words, "0.3..3"), 2, "interval 0.3..3", "--label")
+    assert call(capsys, *words, "off")[0] == 0
+
+
 def test_what_is_no_weak_model_of_this_one_is_refused(run, judge, capsys) -> None:
     from fewstep.process import VP
 

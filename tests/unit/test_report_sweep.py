@@ -31,8 +31,8 @@ SCALES = [0.0, 0.5, 1.0, 2.0]
 
 def judge(seed=0, classes=4) -> Steer:
     torch.manual_seed(seed)
-    config = EncoderConfig(in_channels=1, out_channels=classes, size=8, width=8, mult=(1,), depth=1,
-                           attention=(), heads=1, groups=4)  # fmt: skip
+    config = EncoderConfig(1, classes, 8, width=8, mult=(1,), depth=1, attention=(), heads=1,
+                           groups=4)  # fmt: skip
     net = EncoderUNet(config)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
@@ -141,7 +141,7 @@ def test_what_a_sweep_decides_is_not_said_twice() -> None:
     (row,) = spec.parse("ddim:3:classifier=2", MODEL.sampling, JUDGE)
     with pytest.raises(UsageError, match="leave classifier= out"):
         sweep.rows(MODEL, row, SCALES, JUDGE)
-    with pytest.raises(UsageError, match="unconditional .* --classifier RUN"):
+    with pytest.raises(UsageError, match=r"unconditional .* --classifier RUN"):
         swept(PLAIN, classifier=None)
 
 

@@ -224,6 +224,7 @@ def _preset(
             raise UsageError(
                 f"guidance scale {asked:g} without a label: give --label NAME, or leave it out"
             )
+        guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
     return sampling.changed(model.sampling, changes)
 
