@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fewstep.report import results, table
+from fewstep.report import results, sweep, table
 from fewstep.report.results import Line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,7 @@ def _short(lines: list[Line], slowest: float) -> str:
 PAGES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "README.md": ("docs/results/demo-digits.json", short),
     "docs/results/ddim-digits.md": ("docs/results/ddim-digits.json", table.ddim_markdown),
+    "docs/results/guidance-digits.md": ("docs/results/guidance-digits.json", sweep.markdown),
 }
 """Pages with a table: the stored results, and what makes the table."""
 

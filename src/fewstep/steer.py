@@ -151,8 +151,8 @@ def dial(where: str, name: str, word: str) -> dict[str, Any]:
     allowed = {
         "rescale": (0 <= value <= 1, "a number in 0..1 (0.7 in its paper)"),
         "apg": (value > 0, "the longest difference, a number above 0 or inf,"),
-        "momentum": (-1 < value < 1, "a number between -1 and 1 (-0.5 in its paper)"),
-        "threshold": (0 < value <= 100, "a percentile above 0 and up to 100 (99.5 in its paper)"),
+        "momentum": (-1 < value < 1, "a number between -1 and 1 (-0.5 is usual)"),
+        "threshold": (0 < value <= 100, "a percentile above 0 and up to 100 (99.5 is usual)"),
     }
     good, wanted = allowed[name]
     if not good:

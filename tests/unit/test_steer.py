@@ -89,7 +89,7 @@ def test_each_refinement_is_its_combinator_under_the_clip() -> None:
     weak, ratio = OTHER.denoiser, math.tan(0.3 * math.pi)  # sigma / alpha, near enough
     for changes, guiding, want in (
         ({"guidance_rescale": 0.7}, None, guide.Rescaled(own, 3.0, 0.7)),
-        ({"apg": True, "apg_radius": 0.5}, None, guide.Projected(own, 3.0, radius=0.5)),
+        ({"apg": True, "apg_radius": 0.01}, None, guide.Projected(own, 3.0, radius=0.01)),
         ({}, steer.Weak(OTHER), guide.Auto(own, weak, 3.0)),
         ({"guidance_low": ratio / 2}, None, guide.ClassifierFree(own, 3.0)),
         ({"guidance_low": 2 * ratio}, None, own),
@@ -100,6 +100,16 @@ def test_each_refinement_is_its_combinator_under_the_clip() -> None:
     high = sampling.plan(MODEL, replace(BASE, threshold=80.0)).denoiser
     free = guide.ClassifierFree(own, 3.0)
     assert torch.equal(high(x, t, cond).x0, guide.Threshold(free, 80.0)(x, t, cond).x0)
+
+
+def test_each_dial_changes_the_images() -> None:
+    words = ("interval=0.5..3", "rescale=0.7", "apg=inf", "apg=0.01", "threshold=60")
+    made = [images()]
+    for name, _, word in (text.partition("=") for text in words):
+        made.append(images(**steer.dial("", name, word)))
+    made.append(images(apg=True, apg_momentum=-0.5))
+    for i, one in enumerate(made):
+        assert all(not torch.equal(one, other) for other in made[:i]), i
 
 
 def test_an_interval_asks_once_outside() -> None:

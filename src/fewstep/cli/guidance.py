@@ -74,6 +74,22 @@ def dials(words: Mapping[str, str | None]) -> dict[str, Any]:
     return changes
 
 
+def refuse_idle(changes: Mapping[str, Any]) -> None:
+    """Refuse changes that refine guidance where there is none, because no label is asked for.
+
+    Raises:
+        UsageError: there are such changes.
+    """
+    from fewstep import steer
+    from fewstep.model import Sampling
+
+    said = steer.dials(Sampling(**changes))
+    for name in (n for n in steer.REFINING if n in said):
+        raise UsageError(
+            f"{name} {said[name]} without a label: give --label NAME, or leave it out"
+        )
+
+
 def steer(
     word: str | None, scale: float | None, weak: str | None, label: list[str] | None
 ) -> "Steer | Weak | None":

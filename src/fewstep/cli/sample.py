@@ -218,6 +218,7 @@ def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | Non
         if asked != 1:
             what = "label: give --label NAME" if model.classes else "text: give --text TEXT"
             raise UsageError(f"guidance scale {asked:g} without a {what}, or leave it out")
+        guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
     return sampling.changed(model.sampling, changes)
 

@@ -127,8 +127,8 @@ def curves(lines: Sequence[Line]) -> Curves:
     named: Curves = {}
     for (model, group, weights), members in found.items():
         short = group.partition(":")[0]
-        alike = sum(g.partition(":")[0] == short for m, g in groups if m == model) > 1
-        name = (f"{model}: " if several else "") + (group if alike else short)
+        alike = {g for m, g in groups if m == model and g.startswith(f"{short}:")}
+        name = (f"{model}: " if several else "") + (group if len(alike) > 1 else short)
         if groups.count((model, group)) > 1:
             name += f" ({weights[:8]})"
         named[name] = sorted(members, key=lambda member: member[0])
@@ -206,13 +206,18 @@ def _rendered(lines: Sequence[Line], name: str, place: Place, form: str) -> byte
     near = pair(lines, name)
 
     def draw(drawing: "Drawing") -> None:
-        if not near:
-            _against_scale(drawing.subplots(), lines, name)
-            return
-        shape = (2, 1) if chart.upright(drawing) else (1, 2)
-        left, right = drawing.subplots(*shape)
-        _against_scale(left, lines, name)
-        _against_each_other(right, lines, near)
+        tall = chart.upright(drawing) if near else False
+        shape = (2, 1) if tall else (1, 2 if near else 1)
+        panels = drawing.subplots(*shape, squeeze=False).flatten()
+        _against_scale(panels[0], lines, name)
+        if near:
+            _against_each_other(panels[1], lines, near)
+        handles, names = panels[0].get_legend_handles_labels()
+        order = sorted(range(len(names)), key=lambda i: names[i] == chart.REAL)
+        drawing.legend(
+            [handles[i] for i in order], [names[i] for i in order], loc="outside upper center",
+            ncols=1 if tall else 3, fontsize=9.5,
+        )  # fmt: skip
 
     return chart.rendered(draw, place, form)
 
@@ -246,7 +251,6 @@ def _against_scale(axes: "Axes", lines: Sequence[Line], name: str) -> None:
             _MARKED[s], (s, 1), (3, -2), xycoords=("data", "axes fraction"),
             textcoords="offset points", size=8, color=GREY, va="top",
         )  # fmt: skip
-    chart.legend(axes)
 
 
 def _against_each_other(axes: "Axes", lines: Sequence[Line], names: Sequence[str]) -> None:
@@ -275,7 +279,7 @@ def _against_each_other(axes: "Axes", lines: Sequence[Line], names: Sequence[str
     if len(at) == 2:
         axes.plot(*at, marker="*", ms=11, color=INK, ls="")
         look = {"textcoords": "offset points", "ha": "right", "size": 9.5}
-        axes.annotate(chart.REAL, (at[0], at[1]), (-8, -3), **look)
+        axes.annotate(chart.REAL, (at[0], at[1]), (8, -17), **look)
     axes.grid(color=GREY, alpha=0.25, lw=0.6)
     axes.set_xlabel(f"{recall} (higher is better)")
     axes.set_ylabel(f"{precision} (higher is better)")
