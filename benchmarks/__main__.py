@@ -23,7 +23,15 @@ from benchmarks.timing import Row
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 GATED = ("S1", "S2", "S4", "G11", "I1", "I2", "D1", "E1", "E2", "E4")
-LIBRARIES = ("torch", "diffusers", "k-diffusion", "torchvision", "torch-fidelity", "numpy")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "azula",
+    "k-diffusion",
+    "torchvision",
+    "torch-fidelity",
+    "numpy",
+)
 
 
 class Part(NamedTuple):
@@ -42,7 +50,8 @@ PARTS = (
     Part("optimizer", ("G11",), 31, 7),
     Part("data_loading", ("D1",), 7, 3),
     Part("evaluation", ("E1", "E2", "E4"), 9, 3),
-    Part("networks", ("S3", "G4", "G5"), 9, 3),
+    Part("networks", ("S3", "G1", "G2", "G3", "G4", "G5", "G9"), 9, 3),
+    Part("guidance", ("S5", "S6", "S7"), 9, 3),
 )
 
 

@@ -1,97 +1,107 @@
-"""Rows G4, G5, S3: a small U-Net, alone, in training and under a sampler.
+"""Rows G1 to G5, G9, S3: a U-Net alone, in training and under a sampler.
 
-Both sides have the same architecture, diffusers' UNet2DModel with 32-64-64 channels and one
-head of attention at 16x16, 1.62 million parameters, images 3x32x32. The peer runs as it ships:
-eager, float32, AdamW as it comes, EMAModel. Ours runs as we advise on a CPU: for sampling
-bfloat16 weights and channels last, for training bfloat16 autocast, fused AdamW and our moving
-average. Freed memory stays in the process (`tune_cpu`) for both sides, which helps both. These
-rows are measured and stated; they are no gate.
+Both sides are one architecture with the same weights and answer the same in float32 (`pairs`
+makes sure of it): diffusers' UNet2DModel as DDPM's network for CIFAR-10 ("base", 35.7 million
+parameters) and at 32-64-64 channels ("small", 1.62 million), and ADM's own U-Net at 32-64-64
+channels (1.92 million), images 3x32x32. The peer runs as it ships, eager and in float32, with
+AdamW as it comes and EMAModel; in G3 it gets the flags of ours. Ours runs as we advise on a CPU:
+for sampling channels last, bfloat16 weights except where a row says float32; for training
+bfloat16 autocast, fused AdamW and our moving average. Freed memory stays in the process
+(`tune_cpu`) for both sides, which helps both. A row with bfloat16 says how far its answer is from
+that of float32. These rows are measured and stated; they are no gate.
 """
 
+import copy
 import json
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from benchmarks import timing
+from benchmarks import pairs, timing
 from fewstep import solvers
 from fewstep.denoiser import NetDenoiser
-from fewstep.nets.unet import UNet, UNetConfig
+from fewstep.nets.unet import UNet
 from fewstep.process import Cosine
 from fewstep.train.ema import EMA
 from fewstep.train.engine import tune_cpu
 from fewstep.train.state import adamw
 
-BATCH = 64
-
-
-def our_net() -> UNet:
-    """Return the small U-Net of ours."""
-    torch.manual_seed(0)
-    config = UNetConfig(
-        width=32, mult=(1, 2, 2), depth=2, attention=(16,), heads=1, updown=False,
-        scale_shift=False,
-    )  # fmt: skip
-    net = UNet(config)
-    nn.init.normal_(net.head.weight, std=0.02)  # a fresh head is 0, and zeros may be cheaper
-    return net
-
-
-def peer_net() -> Any:
-    """Return the small U-Net of diffusers.
-
-    Raises:
-        timing.Skip: it is not installed.
-    """
-    try:
-        from diffusers.models import UNet2DModel
-    except ImportError as e:
-        raise timing.Skip(f"diffusers is not installed ({e})") from e
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=3, block_out_channels=(32, 64, 64),
-        layers_per_block=2, attention_head_dim=None,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+BATCH, BASE_BATCH = 64, 8
+Net = TypeVar("Net", bound=nn.Module)
+Asked = Callable[[], Tensor]
 
 
 def _millis(seconds: list[float]) -> list[float]:
     return [s * 1e3 for s in seconds]
 
 
-def _parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
+def _last(net: Net, dtype: torch.dtype = torch.bfloat16) -> Net:
+    """Return a copy in channels last, of that type."""
+    return copy.deepcopy(net).to(dtype).to(memory_format=torch.channels_last)
 
 
-def forward(rounds: int) -> timing.Row:
-    """Measure G4."""
-    peer, net = peer_net().eval(), our_net().eval()
-    count = {"parameters": _parameters(net), "peer_parameters": _parameters(peer)}
-    net = net.to(torch.bfloat16).to(memory_format=torch.channels_last)
-    x, label = torch.randn(BATCH, 3, 32, 32), torch.full((BATCH,), 500.0)
+def _asked(net: Callable[..., Tensor], x: Tensor, label: Tensor) -> Asked:
+    @torch.no_grad()
+    def run() -> Tensor:
+        return net(x, label)
+
+    return run
+
+
+def _apart(got: Asked, wanted: Asked) -> tuple[str, dict[str, float]]:
+    """Say how far bfloat16's answer is from that of float32, as text and as keys."""
+    most, rms = pairs.deviation(got(), wanted())
+    text = f"; bf16 is off by {rms:.1%} rms, {most:.1%} at most"
+    return text, {"bf16_max": most, "bf16_rms": rms}
+
+
+def _forward(name: str, goal: float, pair: pairs.Pair, rounds: int) -> timing.Row:
+    """Measure one forward pass at batch 64, ours in bfloat16, the peer in float32."""
+    x, label = pairs.noisy(BATCH)
     last = x.contiguous(memory_format=torch.channels_last)
+    mine = _asked(_last(pair.ours), last, label)
+    theirs = _asked(partial(pair.ask, pair.peer), x, label)
+    text, apart = _apart(mine, _asked(pair.ours, x, label))
+    times = timing.take_turns({"ours": mine, "peer": theirs}, rounds, 2)
+    what = f"{pair.what} forward, batch {BATCH}: ours bf16 channels last vs {pair.name} fp32"
+    ours, peer = _millis(times["ours"]), _millis(times["peer"])
+    return timing.row(name, what + text, ours, peer, "ms", goal, **apart)
 
-    @torch.no_grad()
-    def ours_run() -> None:
-        net(last, label)
 
-    @torch.no_grad()
-    def peer_run() -> None:
-        peer(x, label)
+def base(rounds: int) -> list[timing.Row]:
+    """Measure G1, G2 and G3 in the same rounds."""
+    pair = pairs.base()
+    x, label = pairs.noisy(BASE_BATCH)
+    last = x.contiguous(memory_format=torch.channels_last)
+    sides = {
+        "bf16": _asked(_last(pair.ours), last, label),
+        "fp32": _asked(_last(pair.ours, torch.float32), last, label),
+        "peer": _asked(partial(pair.ask, pair.peer), x, label),
+        "tuned": _asked(partial(pair.ask, _last(pair.peer)), last.bfloat16(), label),
+    }
+    text, apart = _apart(sides["bf16"], sides["fp32"])
+    times = {k: _millis(v) for k, v in timing.take_turns(sides, rounds, 2).items()}
+    what = f"{pair.what} forward, batch {BASE_BATCH}: ours "
 
-    times = timing.take_turns({"ours": ours_run, "peer": peer_run}, rounds, 2)
-    what = "small U-Net forward, batch 64: ours bf16 channels last vs diffusers fp32"
-    return timing.row(
-        "G4", what, _millis(times["ours"]), _millis(times["peer"]), "ms", 0.50, **count
-    )
+    def row(name: str, said: str, ours: str, peer: str, goal: float) -> timing.Row:
+        more = apart if ours == "bf16" else {}
+        return timing.row(name, what + said, times[ours], times[peer], "ms", goal, **more)
+
+    tuned = f"bf16 channels last vs diffusers bf16 channels last{text}"
+    return [
+        row("G1", f"bf16 channels last vs diffusers fp32{text}", "bf16", "peer", 0.55),
+        row("G2", "fp32 channels last vs diffusers fp32", "fp32", "peer", 0.97),
+        row("G3", tuned, "bf16", "tuned", 1.00),
+    ]
 
 
 def train(rounds: int) -> timing.Row:
     """Measure G5."""
-    peer, net = peer_net().train(), our_net().train()
+    pair = pairs.small()
+    net, peer = pair.ours.train(), pair.peer.train()
     from diffusers.training_utils import EMAModel
 
     x, target = torch.randn(2, BATCH, 3, 32, 32).unbind()
@@ -108,20 +118,32 @@ def train(rounds: int) -> timing.Row:
         optimizer.zero_grad()
         ema.update()
 
+    def slope(bf16: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            out = net(x, label)
+        loss = nn.functional.mse_loss(out.float(), target)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+
+    most, rms = pairs.deviation(slope(True), slope(False))
+
     def peer_run() -> None:
-        nn.functional.mse_loss(peer(x, label).sample, target).backward()
+        nn.functional.mse_loss(pair.ask(peer, x, label), target).backward()
         peer_optimizer.step()
         peer_optimizer.zero_grad()
         peer_ema.step(peer.parameters())
 
     times = timing.take_turns({"ours": ours_run, "peer": peer_run}, rounds, 1)
     what = "small U-Net train step, batch 64: ours bf16 + AdamW + EMA vs diffusers fp32"
-    return timing.row("G5", what, _millis(times["ours"]), _millis(times["peer"]), "ms", 0.62)
+    what += f"; bf16 gradients are off by {rms:.1%} rms, {most:.1%} at most"
+    return timing.row(
+        "G5", what, _millis(times["ours"]), _millis(times["peer"]), "ms", 0.62,
+        bf16_max=most, bf16_rms=rms,
+    )  # fmt: skip
 
 
 def sampling(rounds: int, steps: int = 50) -> timing.Row:
     """Measure S3: 50 steps of DDIM on one image, over 50 forward passes."""
-    net = our_net().eval()
+    net = pairs.awake(UNet(pairs.SMALL))
     denoiser = NetDenoiser(net, Cosine())
     times = solvers.grids.uniform(steps)
     x, label = torch.randn(1, 3, 32, 32), torch.full((1,), 500.0)
@@ -140,13 +162,26 @@ def sampling(rounds: int, steps: int = 50) -> timing.Row:
     return timing.row("S3", what, _millis(taken["ours"]), _millis(taken["peer"]), "ms", 1.03)
 
 
-def run(rounds: int = 7, rows: Collection[str] = ("S3", "G4", "G5")) -> list[timing.Row]:
-    """Measure the rows that are asked for."""
+def run(
+    rounds: int = 7, rows: Collection[str] = ("G1", "S3", "G4", "G5", "G9")
+) -> list[timing.Row]:
+    """Measure the rows that are asked for; G1, G2 and G3 come together."""
     tuned = tune_cpu()
+    if {"G2", "G3"} & set(rows):
+        rows = [*rows, "G1"]
+
+    def three() -> list[timing.Row]:
+        try:
+            return base(rounds)
+        except timing.Skip as e:
+            return [timing.skipped(name, str(e)) for name in ("G1", "G2", "G3")]
+
     measures = {
         "S3": lambda: sampling(2 * rounds - 1),
-        "G4": lambda: forward(rounds),
+        "G1": three,
+        "G4": lambda: _forward("G4", 0.50, pairs.small(), rounds),
         "G5": lambda: train(rounds),
+        "G9": lambda: _forward("G9", 0.50, pairs.adm(), rounds),
     }
     with timing.one_thread():
         return [line | {"memory_kept": tuned} for line in timing.each(measures, rows)]

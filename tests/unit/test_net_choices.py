@@ -191,3 +191,19 @@ def test_tokens_are_checked() -> None:
         net(x, t)
     with pytest.raises(ValueError, match=r"expected \(2, N, 8\)"):
         net(x, t, tokens=torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_leave_their_input_alone(dtype: torch.dtype, grad: bool) -> None:
+    """What a block is given is read again by the decoder: no step inside may overwrite it."""
+    blocks = [ResBlock(16, 16, 32, groups=8, scale_shift=s) for s in (False, True)]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 16, 8, 8, dtype=dtype).contiguous(memory_format=layout)
+        emb = torch.randn(2, 32, dtype=dtype)
+        for block in (*blocks, Attention(16, 2, groups=8)):
+            given = (x,) if isinstance(block, Attention) else (x, emb)
+            before = [part.clone() for part in given]
+            with torch.set_grad_enabled(grad):
+                randomise(block).to(dtype)(*given)
+            assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))

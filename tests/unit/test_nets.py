@@ -199,21 +199,22 @@ def test_attention_weights_are_softmax() -> None:
         assert distance(torch.autograd.grad(out.float().square().sum(), q)[0], slope) < tolerance
 
 
+@pytest.mark.parametrize("groups", [4, 1])
 @pytest.mark.parametrize("side", [4, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_group_norm_statistics_are_float32(side: int, dtype: torch.dtype) -> None:
+def test_group_norm_statistics_are_float32(groups: int, side: int, dtype: torch.dtype) -> None:
     """Group statistics lose nothing to bfloat16 storage, on every code path, with and without
     scale and shift.
     """
     torch.manual_seed(0)
-    norm = nn.GroupNorm(4, 16)
+    norm = nn.GroupNorm(groups, 16)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     norm.to(dtype)
     x = (3 + 0.5 * torch.randn(2, 16, side, side)).to(dtype)
     scale, shift = torch.randn(2, 2, 16, 1, 1).to(dtype)
-    plain = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps)
+    plain = F.group_norm(x.double(), groups, norm.weight.double(), norm.bias.double(), norm.eps)
     told = plain * (1 + scale.double()) + shift.double()
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for layout in (torch.contiguous_format, torch.channels_last):
