@@ -1,4 +1,7 @@
-"""Train the toy under a launcher; every rank leaves its weights. usage: ranks.py FOLDER STEPS"""
+"""Train the toy under a launcher; every rank leaves its weights and what its times learned.
+
+usage: ranks.py FOLDER STEPS [bound]
+"""
 
 import hashlib
 import os
@@ -7,8 +10,17 @@ from pathlib import Path
 
 import toy
 
+from fewstep.train.fit import fit
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    model = toy.train(out / "run", int(sys.argv[2]), batch_size=16)
-    raw = b"".join(v.numpy().tobytes() for v in model.denoiser.state_dict().values())
+    steps = int(sys.argv[2])
+    if sys.argv[3:] == ["bound"]:
+        goal, settings = toy.bound(), toy.config(steps, batch_size=16)
+        model = fit(toy.wide(), toy.images(), goal, settings, out / "run", device="cpu")
+        learned = goal.times.state()
+    else:
+        model, learned = toy.train(out / "run", steps, batch_size=16), {}
+    parts = [*model.denoiser.state_dict().values(), *learned.values()]
+    raw = b"".join(v.numpy().tobytes() for v in parts)
     (out / f"rank{os.environ['RANK']}").write_text(hashlib.sha256(raw).hexdigest())

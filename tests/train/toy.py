@@ -1,5 +1,6 @@
 """A network of some thousand weights on random bytes: training that takes milliseconds."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ from fewstep.data.images import Images
 from fewstep.denoiser import NetDenoiser
 from fewstep.model import Model
 from fewstep.nets.unet import UNet, UNetConfig
-from fewstep.objectives import Denoising
-from fewstep.process import Cosine
+from fewstep.objectives import Bound, Denoising, LossSecondMoment
+from fewstep.process import Cosine, Tabulated
 from fewstep.train.config import FitConfig
 from fewstep.train.fit import fit
 
@@ -33,6 +34,18 @@ def model(classes: tuple[str, ...] = CLASSES, width: int = 8) -> Model:
         heads=1, classes=len(classes), dropout=0.1, groups=4,
     )  # fmt: skip
     return Model(NetDenoiser(UNet(config), Cosine()), (1, 8, 8), classes)
+
+
+def bound() -> Bound:
+    """Return the bound as objective, with times that learn."""
+    return Bound(times=LossSecondMoment(4, keep=3))
+
+
+def wide() -> Model:
+    """Return the toy with a learned variance, on a table of as many steps as `bound` has."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(model().denoiser.net.config, out_channels=2)
+    return Model(NetDenoiser(UNet(config), Tabulated("cosine", 4)), (1, 8, 8), CLASSES)
 
 
 def config(steps: int = 60, **changes: object) -> FitConfig:

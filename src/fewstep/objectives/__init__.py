@@ -10,6 +10,7 @@ from fewstep.objectives import times, weights
 from fewstep.objectives.bound import Bound, Chain, Hybrid, bits_per_dim, log_likelihood
 from fewstep.objectives.classification import Classification, accuracy_by_noise
 from fewstep.objectives.denoising import Denoising, Objective, noised
+from fewstep.objectives.times import LossSecondMoment
 
 __all__ = [
     "Bound",
@@ -17,6 +18,7 @@ __all__ = [
     "Classification",
     "Denoising",
     "Hybrid",
+    "LossSecondMoment",
     "Objective",
     "accuracy_by_noise",
     "bits_per_dim",

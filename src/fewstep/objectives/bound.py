@@ -17,7 +17,7 @@ from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.objectives.denoising import Denoising, dropped, noised
-from fewstep.objectives.times import Times, Uniform
+from fewstep.objectives.times import LossSecondMoment, Times, Uniform
 from fewstep.prediction import Prediction
 from fewstep.process import Process, Tabulated
 from fewstep.reverse import posterior
@@ -211,7 +211,7 @@ class Hybrid:
         """Check the values."""
         if not (math.isfinite(self.rate) and self.rate >= 0):
             raise UsageError(f"rate {self.rate}: must be a finite number >= 0")
-        Denoising(drop=self.drop)  # checks it
+        Denoising(times=self.times, drop=self.drop)  # checks them
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, cond: Cond, step: int, noise: torch.Generator
@@ -231,7 +231,8 @@ class Bound:
 
     Args:
         variance: "small", "large" or "learned".
-        times: the law of the training times, which are moved to whole steps.
+        times: the law of the training times, which are moved to whole steps; with
+            `LossSecondMoment` the losses are reweighted, and it is told what they were.
         drop: as in `Denoising`.
 
     Source: Ho et al., 2020, eq. 5 (arXiv 2006.11239).
@@ -253,7 +254,11 @@ class Bound:
         del step
         chain = Chain.of(denoiser.process, self.variance, approximate=True)
         t, guess, truth = _drawn(self, chain, denoiser, x0, cond, noise)
-        return chain.steps * chain.term(denoiser.process, guess, truth, t)
+        term = chain.term(denoiser.process, guess, truth, t)
+        if isinstance(self.times, LossSecondMoment):
+            self.times.see(t, term)
+            term = term * self.times.weight(t).to(term.dtype)
+        return chain.steps * term
 
 
 def _drawn(

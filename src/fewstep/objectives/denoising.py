@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.conditions import Cond, classes
 from fewstep.denoiser import Denoiser, Told
 from fewstep.errors import UsageError
-from fewstep.objectives.times import Times, Uniform
+from fewstep.objectives.times import LossSecondMoment, Times, Uniform
 from fewstep.objectives.weights import One, Weight
 from fewstep.prediction import VIEWS, Prediction
 
@@ -38,7 +38,8 @@ class Denoising:
             classifier-free guidance needs it > 0. 0.1 and 0.2 are equally good in the paper.
 
     Raises:
-        UsageError: unknown view, a weight with another view than "x0", or drop outside [0, 1].
+        UsageError: unknown view, a weight with another view than "x0", drop outside [0, 1], or
+            times that only `objectives.Bound` can reweight.
 
     Source: Ho et al., 2020, eq. 14 (arXiv 2006.11239); label dropout: Ho and Salimans, 2022,
         algorithm 1 (arXiv 2207.12598).
@@ -60,6 +61,8 @@ class Denoising:
             )
         if not (math.isfinite(self.drop) and 0 <= self.drop <= 1):
             raise UsageError(f"drop {self.drop}: must be a probability in 0..1")
+        if isinstance(self.times, LossSecondMoment):
+            raise UsageError("importance sampling of the times is for the objective Bound alone")
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, cond: Cond, step: int, noise: torch.Generator

@@ -17,7 +17,7 @@ import torch
 from fewstep.data.images import Images, check_classes
 from fewstep.errors import CheckpointError
 from fewstep.model import Model
-from fewstep.objectives import Objective
+from fewstep.objectives import LossSecondMoment, Objective
 from fewstep.train import checkpoint, engine, log
 from fewstep.train.config import FREE, FitConfig, learning_rate
 from fewstep.train.state import STATE, TrainState, check_identity, identity, renewed, with_net
@@ -75,7 +75,9 @@ def fit(
         procs.wait_for_everyone()
         cuda = [place] if place.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=cuda))  # leave the caller's numbers
-        state = TrainState(model, config.weight_decay, config.ema_decay, place)
+        times = getattr(objective, "times", None)
+        learned = times if isinstance(times, LossSecondMoment) else None
+        state = TrainState(model, config.weight_decay, config.ema_decay, place, learned)
         loop = _Loop(stepper, config, out, procs.is_main_process)
         loop.resume(state)
         if state.step < config.steps:

@@ -1,8 +1,9 @@
 """What a training run consists of at one moment, and how it is stored.
 
 The whole state is four things: raw weights, their moving average, AdamW's two moments, and the
-step. Everything else (learning rate, order of the data, every random number) is a pure function
-of the step, so nothing else is stored and a resumed run is bit-exact on a CPU.
+step; and a fifth where the objective learns at which times the loss is. Everything else (learning
+rate, order of the data, every random number) is a pure function of the step, so nothing else is
+stored and a resumed run is bit-exact on a CPU.
 
 Inside: `TrainState`; `identity` and `check_identity`, by which a run knows its own.
 """
@@ -21,6 +22,7 @@ from fewstep.data.images import Images
 from fewstep.denoiser import Told
 from fewstep.errors import CheckpointError, UsageError
 from fewstep.model import Model, from_description
+from fewstep.objectives import LossSecondMoment
 from fewstep.train.checkpoint import MODEL, WEIGHTS, Checkpoint, Part, fill, network
 from fewstep.train.ema import EMA
 
@@ -38,6 +40,7 @@ class TrainState:
             dimensions) are not decayed.
         ema_decay: limit of the moving average, in [0, 1).
         device: where to train.
+        learned: training times that learn, which begin anew, or None.
 
     Attributes:
         step: optimizer steps done.
@@ -47,9 +50,16 @@ class TrainState:
     """
 
     def __init__(
-        self, model: Model, weight_decay: float, ema_decay: float, device: torch.device
+        self,
+        model: Model,
+        weight_decay: float,
+        ema_decay: float,
+        device: torch.device,
+        learned: LossSecondMoment | None = None,
     ) -> None:
-        self.model, self.step = model, 0
+        self.model, self.step, self.learned = model, 0, learned
+        if learned is not None:
+            learned.restore(None)
         self.net = network(model).to(device).train()
         self.ema = EMA(self.net, ema_decay)
         self._named = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
@@ -70,10 +80,12 @@ class TrainState:
             for kind in _MOMENTS
             if p in self.optimizer.state
         }
+        learned = {} if self.learned is None else self.learned.state()
+        times = {f"times.{k}": v for k, v in learned.items()}
         return {
             MODEL: self.averaged().describe(),
             WEIGHTS: self.ema.net.state_dict(),
-            TRAIN: {**raw, **moments},
+            TRAIN: {**raw, **moments, **times},
             STATE: {"step": self.step, "ema_updates": self.ema.updates, "run": dict(run)},
         }
 
@@ -88,6 +100,11 @@ class TrainState:
         fill(self.ema.net, files.tensors(WEIGHTS), files.path / WEIGHTS)
         self.ema.restore(state["ema_updates"])
         self.step = state["step"]
+        if self.learned is not None:
+            try:
+                self.learned.restore(_under("times.", stored))
+            except ValueError as e:
+                raise CheckpointError(f"{files.path / TRAIN}: {e}") from e
         for name, p in self._named.items():
             moments = {k: stored.get(f"optimizer.{k}.{name}") for k in _MOMENTS}
             if all(m is None for m in moments.values()):
