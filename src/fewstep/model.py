@@ -123,6 +123,13 @@ class Model:
         """What a network that reads captions expects, or None for the others."""
         return self.net.config if isinstance(self.net, TextUNet) else None
 
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network says a variance beside every pixel, in a second half of channels."""
+        config = getattr(self.net, "config", None)
+        channels = getattr(config, "out_channels", None)
+        return self.classifier is None and channels == 2 * self.shape[0]
+
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
         net = self.net

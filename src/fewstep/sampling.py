@@ -29,11 +29,13 @@ SAMPLERS: Mapping[str, Callable[[float], solvers.Solver]] = {
     "ddim": solvers.DDIM,
     "ddpm": lambda eta: solvers.DDPM("small"),
     "ddpm-large": lambda eta: solvers.DDPM("large"),
+    "ddpm-learned": lambda eta: solvers.DDPM("learned"),
     "euler": lambda eta: solvers.Euler(),
     "heun": lambda eta: solvers.Heun(),
     "dpmpp": lambda eta: solvers.DPMSolverPP(2),
 }
-"""Names of the samplers; each makes a solver from eta. "ddpm-large" is the talk's sigma-hat."""
+"""Names of the samplers; each makes a solver from eta. "ddpm-large" is the talk's sigma-hat,
+"ddpm-learned" for networks with a learned variance."""
 
 SPACINGS = ("even", "karras", "logsnr", *grids.SPACINGS)
 """Names of the grids: even in t, in noise level or in log-SNR, or a subset of the T steps."""
@@ -105,7 +107,8 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
         the guided and clipped denoiser, the grid of shape (n + 1,), the solver and the cost.
 
     Raises:
-        UsageError: a name that is not known, a number that is not allowed, or as `steer.guided`.
+        UsageError: a name that is not known, a number that is not allowed, a variance that was not
+            learned, or as `steer.guided`.
     """
     name = sampling.sampler
     if name not in SAMPLERS:
@@ -116,6 +119,11 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
         raise UsageError(f"eta {sampling.eta:g}: only the sampler ddim has this dial, not {name}")
     if isinstance(model.denoiser, NoisyClassifier):
         raise no_denoiser(model)
+    if name == "ddpm-learned" and not model.learned_variance:
+        raise UsageError(
+            "sampler ddpm-learned: this model has no learned variance (net.learn_variance in its "
+            "recipe); take ddpm or ddpm-large"
+        )
     denoiser = guided(model, sampling, steer)
     solver = SAMPLERS[name](sampling.eta)
     times = grid(sampling.spacing, model.denoiser.process, sampling.steps)

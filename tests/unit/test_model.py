@@ -148,6 +148,8 @@ def test_a_plan_counts_and_samples() -> None:
     with pytest.raises(UsageError, match="has no classes"):
         sampling.plan(unconditional, Sampling(guidance_scale=2.0))
     for name in sampling.SAMPLERS:
+        if name == "ddpm-learned":
+            continue  # for networks with twice the channels: tests/unit/test_recipes_learned.py
         *_, last = sampling.walk(unet(), Sampling(name, 3), [0, -1], 2)
         assert last.x.shape == (2, 1, 8, 8)
         assert float(last.x.detach().abs().max()) <= 1.2

@@ -1,6 +1,7 @@
 """Recipes: what may stand in them, how keys are changed, and what they become."""
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from fewstep import data, model, recipes
 from fewstep.data import Images
 from fewstep.errors import UsageError
+from fewstep.nets.published import PUBLISHED
 from fewstep.objectives import times, weights
 from fewstep.recipes import build, dump, load, override, parse, propose, read, schema, shipped
 from fewstep.recipes.build import TIMES, WEIGHTS
@@ -24,13 +26,66 @@ def noise(shape=(1, 8, 8), classes=("a", "b"), n=40):
     return Images.of(rng.integers(0, 256, (n, *shape), dtype=np.uint8), labels, classes, "noise")
 
 
+SIZES = {"digits": (1, 8), "mnist": (1, 28), "cifar10": (3, 32)}
+"""Channels and side of the images that a shipped recipe is for, where it does not give them."""
+
+
+def images_for(recipe):
+    """Return as many images as a batch of a recipe has, of its shape, that take no memory."""
+    d, n = recipe.data, recipe.train.batch_size
+    channels, side = SIZES.get(d.path) or (d.channels, d.size)
+    count = {"imagenet": 1000, "lsun": 0}.get(d.path, 10)
+    pixels = np.broadcast_to(np.zeros((), np.uint8), (n, channels, side, side))
+    labels = np.arange(n, dtype=np.int64) % max(count, 1)
+    return Images(pixels, labels, tuple(f"c{i}" for i in range(count)), d.path, "0" * 64)
+
+
+@pytest.fixture
+def weightless(monkeypatch):
+    """Networks on the device meta: a published one has half a billion weights."""
+    module = importlib.import_module("fewstep.recipes.build")  # the package's name is the function
+    unet = module.UNet
+
+    def build_on_meta(config):
+        with torch.device("meta"):
+            return unet(config)
+
+    monkeypatch.setattr(module, "UNet", build_on_meta)
+
+
 @pytest.mark.parametrize("name", shipped())
-def test_shipped_recipes_can_be_built(name):
+def test_shipped_recipes_can_be_built(name, weightless):
     recipe = parse(load(read.shipped_path(name)))
     assert recipe.folder == f"runs/{name}"
-    train, _ = data.open(recipe.data.path)
-    built = build(recipe, train)
+    built = build(recipe, images_for(recipe))
     assert built.config.steps == recipe.train.steps
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("adm-imagenet64", 295_904_454),
+        ("adm-imagenet128", 421_529_606),
+        ("adm-imagenet256", 553_838_086),
+        ("adm-imagenet512", 558_997_638),
+        ("adm-lsun256", 552_814_086),
+    ],
+)
+def test_published_recipes_have_the_published_networks(name, count, weightless):
+    """Every field, and the number of parameters of the paper's table 11."""
+    recipe = parse(load(read.shipped_path(name)))
+    net = build(recipe, images_for(recipe)).model.denoiser.net
+    assert model.parameter_count(net) == count
+    assert dataclasses.replace(net.config, null=False) == PUBLISHED[name]
+    assert net.config.null == (not net.config.classes)
+    assert net.recompute
+
+
+def test_the_network_for_one_gpu_is_of_middle_size(weightless):
+    recipe = parse(load(read.shipped_path("cifar10-adm")))
+    built = build(recipe, images_for(recipe)).model
+    assert 8e6 < model.parameter_count(built.denoiser) < 16e6
+    assert built.learned_variance
 
 
 def test_the_digits_recipe_has_a_small_network():

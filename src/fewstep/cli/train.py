@@ -15,7 +15,7 @@ import typer
 
 from fewstep.cli import options
 from fewstep.cli.console import command, note, rank, result, warn
-from fewstep.errors import CheckpointError, UsageError, suggest
+from fewstep.errors import CheckpointError, DataError, UsageError, suggest
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -175,6 +175,10 @@ def _images(recipe: "Recipe", out: Path) -> Any:
             f"out={out}: inside the data folder {root}, whose images it would mix with; "
             "choose another out"
         )
+    if d.hint is not None and d.path != "digits" and not root.expanduser().exists():
+        raise DataError(
+            f"no such folder: {root}; put {d.hint} there, or say where they are with --data FOLDER"
+        )
     return data.open(
         d.path,
         size=d.size,
@@ -279,6 +283,7 @@ def _own(recipe: "Recipe") -> dict[str, Any]:
     from fewstep.train.config import FREE
 
     values = recipe.model_dump(mode="json", exclude={"name", "out", "device", "sampling", "data"})
+    del values["net"]["recompute"]
     values["train"] = {k: v for k, v in values["train"].items() if k not in FREE}
     return values
 

@@ -20,7 +20,16 @@ from fewstep.model import Model
 from fewstep.model import Sampling as Preset
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.nets.unet import UNet, UNetConfig
-from fewstep.objectives import Classification, Denoising, Objective, times, weights
+from fewstep.objectives import (
+    Bound,
+    Classification,
+    Denoising,
+    Hybrid,
+    LossSecondMoment,
+    Objective,
+    times,
+    weights,
+)
 from fewstep.recipes.schema import Net, Recipe
 from fewstep.train.config import FitConfig
 
@@ -66,15 +75,13 @@ def build(recipe: Recipe, images: Images) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         net = EncoderUNet(config) if isinstance(config, EncoderConfig) else UNet(config)
+    net.recompute = recipe.net.recompute
     noising, label = process.from_description(recipe.process), LABELS[recipe.label]
-    goal = recipe.objective
-    objective: Objective
+    objective = _objective(recipe, noising)
     if isinstance(config, EncoderConfig):
         denoiser = NoisyClassifier(net, noising, label)
-        objective = Classification(TIMES[goal.times]())
     else:
         denoiser = NetDenoiser(net, noising, PARAMS[recipe.param], label, null=config.null)
-        objective = Denoising(goal.view, TIMES[goal.times](), WEIGHTS[goal.weight](), goal.drop)
     settings = recipe.train.model_dump(exclude={"replacement"})
     model = Model(
         denoiser,
@@ -98,6 +105,47 @@ def _source(images: Images) -> dict[str, object]:
     }
 
 
+def _objective(recipe: Recipe, noising: process.Process) -> Objective:
+    """Return the objective; refuse keys that mean nothing together."""
+    goal, kind = recipe.objective, recipe.objective.kind
+    if goal.times == "importance" and (kind != "bound" or recipe.kind == "classifier"):
+        raise UsageError(
+            "objective.times=importance: for objective.kind=bound alone; take uniform"
+        )
+    if recipe.kind == "classifier":
+        return Classification(TIMES[goal.times]())
+    learned = recipe.net.learn_variance
+    if learned != (kind != "simple"):
+        raise UsageError(
+            f"objective.kind={kind} with net.learn_variance={str(learned).lower()}: hybrid and "
+            "bound train a learned variance, simple cannot; change one of the two"
+        )
+    if kind == "simple":
+        return Denoising(goal.view, TIMES[goal.times](), WEIGHTS[goal.weight](), goal.drop)
+    if not isinstance(noising, process.Tabulated):
+        raise UsageError(
+            f"objective.kind={kind} with process.name={type(noising).__name__}: the bound runs "
+            "along a table of steps; take process.name=Tabulated (process.betas=linear or cosine)"
+        )
+    if goal.weight != "one":
+        raise UsageError(f"objective.weight={goal.weight}: for objective.kind=simple alone")
+    if kind == "hybrid":
+        if goal.view != "eps":
+            raise UsageError(
+                f"objective.view={goal.view}: the simple loss of objective.kind=hybrid is that "
+                "of eps; give objective.view=eps"
+            )
+        return Hybrid(times=TIMES[goal.times](), drop=goal.drop)
+    if goal.times == "log-normal":
+        raise UsageError(
+            "objective.times=log-normal: the mean over such times is no bound; take uniform or "
+            "importance"
+        )
+    learns = goal.times == "importance"
+    law = LossSecondMoment(noising.steps) if learns else TIMES[goal.times]()
+    return Bound(times=law, drop=goal.drop)
+
+
 def _unet(recipe: Recipe, images: Images) -> UNetConfig:
     """Return the configuration of the network for these images."""
     (c, h, w), net = images.shape, recipe.net
@@ -114,7 +162,10 @@ def _unet(recipe: Recipe, images: Images) -> UNetConfig:
     shared = {
         "in_channels": c, "size": max(h, w), "width": net.width, "mult": net.mult,
         "depth": net.depth, "attention": net.attention, "heads": net.heads,
+        "head_channels": net.head_channels, "attention_order": net.attention_order,
         "dropout": net.dropout, "updown": net.updown, "groups": net.groups or _groups(net),
+        "resample_conv": net.resample_conv, "scale_shift": net.scale_shift,
+        "rescale": net.rescale,
     }  # fmt: skip
     if recipe.kind == "classifier" and classes < 2:
         raise UsageError(
@@ -129,7 +180,8 @@ def _unet(recipe: Recipe, images: Images) -> UNetConfig:
         if recipe.kind == "classifier":
             return EncoderConfig(**shared, out_channels=classes, pool=net.pool)
         null = not classes or recipe.objective.drop > 0
-        return UNetConfig(**shared, out_channels=c, classes=classes, null=null)
+        out = 2 * c if net.learn_variance else c
+        return UNetConfig(**shared, out_channels=out, classes=classes, null=null)
     except ValueError as e:
         said = str(e).replace("UNetConfig:", "net:").replace("EncoderConfig:", "net:")
         raise UsageError(said) from e

@@ -120,6 +120,7 @@ class Data(Section):
         channels: 1 or 3; null detects.
         held_out: share of every class that is kept from training, in [0, 1).
         allow_empty_class: accept classes without images.
+        hint: what belongs at `path`, said to who has nothing there; null = nothing special.
     """
 
     path: Annotated[str, BeforeValidator(text)] = "digits"
@@ -128,6 +129,7 @@ class Data(Section):
     channels: Annotated[int | None, BeforeValidator(whole(1, 3, "1 or 3", none=True))] = None
     held_out: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.1
     allow_empty_class: bool = False
+    hint: Annotated[str, BeforeValidator(text)] | None = None
 
 
 class Net(Section):
@@ -138,10 +140,18 @@ class Net(Section):
         mult: channels of each level over `width`, finest first.
         depth: residual blocks per level.
         attention: resolutions in pixels that get self-attention.
-        heads: attention heads.
+        heads: attention heads, where `head_channels` is null.
+        head_channels: channels of each head; null = channels / `heads`.
+        attention_order: layout of q, k and v, "new" or "legacy"; for published weights.
         groups: groups of the normalisations; null = the largest of 32, 16, 8, ... that fits.
         dropout: in [0, 1).
-        updown: resample in residual blocks, else by convolutions.
+        updown: resample in residual blocks, else as `resample_conv` says.
+        resample_conv: without `updown`, resample by convolutions, else by averages alone.
+        scale_shift: adaptive group normalisation, else an added embedding.
+        rescale: divide every residual sum by sqrt(2).
+        recompute: compute features again in the backward pass: less memory, more time, the same
+            numbers, so that a continued run may change it.
+        learn_variance: twice the output channels, for the objectives hybrid and bound.
         pool: what a classifier reads its features with: attention, adaptive, spatial, spatial_v2.
     """
 
@@ -150,24 +160,36 @@ class Net(Section):
     depth: Annotated[int, BeforeValidator(whole(1, 32))] = 2
     attention: tuple[Annotated[int, BeforeValidator(whole(1, 4096))], ...] = ()
     heads: Annotated[int, BeforeValidator(whole(1, 64))] = 4
+    head_channels: Annotated[int | None, BeforeValidator(whole(1, 4096, none=True))] = None
+    attention_order: Literal["new", "legacy"] = "new"
     groups: Annotated[int | None, BeforeValidator(whole(1, 1024, none=True))] = None
     dropout: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.0
     updown: bool = True
+    resample_conv: bool = True
+    scale_shift: bool = True
+    rescale: bool = False
+    recompute: bool = False
+    learn_variance: bool = False
     pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "attention"
 
 
 class Objective(Section):
-    """What is minimised (see `objectives.Denoising`).
+    """What is minimised.
 
     Attributes:
-        view: in which view the error is taken.
-        times: law of the training times.
+        kind: "simple" (`objectives.Denoising`), or for a learned variance "hybrid", the simple
+            loss in eps with a thousandth of the bound, or "bound", the bound alone.
+        view: in which view the error is taken; the bound has none.
+        times: law of the training times; "importance" is for the bound.
         weight: factor of the squared error.
         drop: probability that a label is replaced by the null condition; guidance needs > 0.
     """
 
+    kind: Annotated[str, BeforeValidator(one_of("simple", "hybrid", "bound"))] = "simple"
     view: Annotated[str, BeforeValidator(one_of("v", "eps", "x0", "score"))] = "v"
-    times: Annotated[str, BeforeValidator(one_of("uniform", "log-normal"))] = "uniform"
+    times: Annotated[str, BeforeValidator(one_of("uniform", "log-normal", "importance"))] = (
+        "uniform"
+    )
     weight: Annotated[str, BeforeValidator(one_of("one", "min-snr", "edm"))] = "one"
     drop: Annotated[float, BeforeValidator(real(0, 1))] = 0.1
 
@@ -216,7 +238,7 @@ class Recipe(Section):
 
     Attributes:
         kind: "generator", or "classifier" for a noisy classifier that guides one; it takes no
-            heed of param, sampling and all of objective but times.
+            heed of param, sampling, net.learn_variance and all of objective but times.
         name: what to call it; also the default folder, runs/NAME.
         out: the run folder; null = runs/NAME.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".

@@ -21,6 +21,7 @@ TITLES: Mapping[str, str] = {
     "ddim": "DDIM",
     "ddpm": "DDPM",
     "ddpm-large": "sigma-hat",
+    "ddpm-learned": "DDPM, learned variance",
     "euler": "Euler",
     "heun": "Heun",
     "dpmpp": "DPM-Solver++(2M)",

@@ -66,7 +66,7 @@ class _Count(Denoiser):
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         self.total += self.inner[0].cost(float(t))
-        return Prediction(x_t, 1.0, 1.0, x_t, x_t)
+        return Prediction(x_t, 1.0, 1.0, x_t, x_t, variance=x_t)
 
 
 def nfe(denoiser: Denoiser, times: Tensor, solver: Solver) -> int:
