@@ -42,9 +42,16 @@ def exact_bound(s2: float, variance: str) -> float:
     prior = math.log(2) * Chain(steps, variance).prior(
         p, torch.full((1, 1), math.sqrt(s2)).double()
     )
-    last = {"learned": c0[-1] ** 2 * left[-1], "small": tilde[-2], "large": tilde[-2]}[variance]
-    decoder = 0.5 * (math.log(2 * math.pi) + last.log() + left[-1] / last)
-    return float(nats + prior + decoder)
+    return float(nats + prior) + decoder(s2, variance)
+
+
+def decoder(s2: float, variance: str) -> float:
+    """Return the nats of x0 under the last step taken for a continuous Gaussian."""
+    p = Tabulated("linear")
+    alpha, var = p.alpha(1e-3), p.sigma(1e-3) ** 2
+    left = s2 * var / (alpha**2 * s2 + var)
+    width = left if variance == "learned" else posterior(p, 2e-3, 1e-3)[1]
+    return 0.5 * (math.log(2 * math.pi) + math.log(width) + left / width)
 
 
 @pytest.mark.parametrize(

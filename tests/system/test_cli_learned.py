@@ -1,14 +1,25 @@
 """Learned variances on the command line: recipes, training that goes on, the bound of a model."""
 
 import gzip
+import json
 import struct
+import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from fewstep import data, metrics
+from fewstep.cli.resolve import SHIPPED
+from fewstep.denoiser import NetDenoiser
+from fewstep.guide import Clamp
+from fewstep.model import Model
+from fewstep.nets.unet import UNet
+from fewstep.report import results
 from fewstep.train import checkpoint
-from system.cli_runs import call, copy, refused, train_tiny
+from tests.system.cli_runs import call, copy, process, refused, train_tiny
 
 LEARNED = (
     "process.name=Tabulated", "process.betas=cosine", "process.steps=40", "param=EPS",
@@ -96,3 +107,96 @@ def test_mnist_trains_and_its_classifier_guides(tmp_path, capsys, monkeypatch):
     )  # fmt: skip
     assert code == 0, err
     assert (tmp_path / "two.png").is_file()
+
+
+def bits_per_dim(cwd, *words):
+    """Run the command as a process of its own; return its exit code, stdout, stderr."""
+    started = process("evaluate", *words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = started.communicate(timeout=100)
+    return started.returncode, out, err
+
+
+def test_the_bound_of_a_run(bound, tmp_path):
+    """The command gives what the library gives, with its interval, and stores it."""
+    code, out, err = bits_per_dim(
+        tmp_path, bound, "--bits-per-dim", "--terms", 7, "-n", 60, "-o", "e", "--format", "json",
+        "--batch-size", 20,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "60 images (digits, held out), for each the first and 7 of the other steps of 40" in err
+    line = json.loads(out)
+    (stored,) = results.load(next((tmp_path / "e").glob("bits-per-dim-*.json")))
+    assert stored.plain() == line
+    assert line["protocol"]["parameters"] == {
+        "steps": 40, "steps of each image": 8, "given": "the class", "clip": True,
+    }  # fmt: skip
+    images = data.digits()[1]
+    images = images.subset(np.random.default_rng(0).permutation(len(images))[:60])
+    denoiser = Clamp(checkpoint.load_model(checkpoint.newest(bound)).denoiser)
+    with torch.no_grad():
+        want = metrics.bits(denoiser, images, ("learned", "small", "large"), 7, 0, 20)
+        whole = metrics.bits(denoiser, images, ("learned", "small", "large"))
+    for figure, each, all_ in zip(stored.figures, want, whole, strict=True):
+        assert figure.name == each.figure.name
+        assert figure.value == pytest.approx(each.figure.value, rel=1e-5)
+        assert figure.low < all_.figure.value < figure.high
+        assert sum(stored.detail["parts"][figure.name]) == pytest.approx(figure.value)
+
+
+def test_a_model_without_a_learned_variance_has_a_bound(tmp_path, capsys, monkeypatch):
+    """The shipped one, along its own process at a thousand whole steps."""
+    monkeypatch.chdir(tmp_path)
+    words = ("evaluate", "digits", "--bits-per-dim", "-n", "20", "--terms", "3")
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    for word in ("bits/dim, small", "bits/dim, large", "95 % interval", "L_1 ... L_T-1",
+                 "chain of 1000 steps, of which 4 are evaluated", "given the class", "20 images",
+                 "held out, 450 images", "seed 0"):  # fmt: skip
+        assert word in out, word
+    assert "learned" not in out
+    assert list(tmp_path.glob("runs/eval-digits/bits-per-dim-*.json"))
+
+
+def test_an_unconditional_model_takes_no_classes(tmp_path, capsys):
+    """The images have classes all the same."""
+    model = checkpoint.load_model(SHIPPED / "digits")
+    net = UNet(replace(model.denoiser.net.config, classes=0))
+    plain = NetDenoiser(net, model.denoiser.process)
+    checkpoint.save_model(Model(plain, model.shape), tmp_path / "plain")
+    words = ("--data", "digits", "-o", tmp_path / "e", "-n", 4, "--terms", 1)
+    code, out, err = call(capsys, "evaluate", tmp_path / "plain", "--bits-per-dim", *words)
+    assert code == 0, err
+    assert "given nothing" in out
+
+
+def test_with_a_protocol_the_usual_figures_come_as_well(bound, tmp_path, capsys):
+    pytest.importorskip("torch_fidelity")
+    words = ("--protocol", "small-1k", "-n", 30, "--terms", 2, "-o", tmp_path / "e")
+    code, out, err = call(capsys, "evaluate", bound, "--bits-per-dim", *words)
+    assert code == 0, err
+    assert out.index("bits/dim, learned") < out.index("FD-pixels")
+    assert len(list((tmp_path / "e").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--steps", "5"], ["--steps", "--protocol"]),
+        (["--guidance-scale", "2"], ["--guidance-scale"]),
+        (["--shard", "1/2"], ["--shard"]),
+        (["--terms", "40"], ["--terms 40", "1..39, a chain of 40 steps"]),
+        (["-n", "1"], ["-n 1", "2..450"]),
+        (["-n", "451"], ["2..450"]),
+    ],
+)
+def test_what_the_bound_cannot_have_is_one_line(bound, tmp_path, capsys, words, named):
+    answer = call(capsys, "evaluate", bound, "--bits-per-dim", "-o", tmp_path / "e", *words)
+    refused(answer, 2, *named)
+    assert not (tmp_path / "e").exists()
+
+
+def test_what_has_no_bound_is_one_line(bound, tmp_path, capsys):
+    refused(call(capsys, "evaluate", bound, "--terms", "3"), 2, "belongs to --bits-per-dim")
+    np.save(tmp_path / "x.npy", np.zeros((30, 1, 8, 8), np.uint8))
+    answer = call(capsys, "evaluate", tmp_path / "x.npy", "--data", "digits", "--bits-per-dim")
+    refused(answer, 2, "x.npy", "finished images")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, judged, meter, options
+from fewstep.cli import bits, console, judged, meter, options
 from fewstep.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,22 @@ def evaluate(  # budget: table
     ] = None,
     inception: Annotated[Path | None, judged.INCEPTION] = None,
     precision: Annotated[str, judged.PRECISION] = "fp32",
+    bits_per_dim: Annotated[
+        bool,
+        typer.Option(
+            "--bits-per-dim",
+            help="the variational bound of -n real held-out images (at most 1000); the usual "
+            "figures as well only where --protocol is given",
+        ),
+    ] = False,
+    terms: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 1_000_000),
+            metavar="K",
+            help="of --bits-per-dim: steps of the chain evaluated for each image, 50",
+        ),
+    ] = None,
     batch_size: Annotated[int | None, judged.BATCH] = None,
     device: Annotated[str, judged.DEVICE] = "auto",
     form: Annotated[
@@ -87,6 +103,13 @@ def evaluate(  # budget: table
     """
     if merge and shard is not None:
         raise UsageError("--shard and --merge: give --shard to make a part, --merge to measure")
+    if terms is not None and not bits_per_dim:
+        raise UsageError(f"--terms {terms}: belongs to --bits-per-dim")
+    if bits_per_dim:
+        wish = bits.Wish(number, terms, seed, batch_size or 250, device, form)
+        _bits(context, model, data, out, wish)
+        if not options.said(context, "protocol"):
+            return
     part = judged.share(shard)
     judged.needs("torch_fidelity", "matplotlib")
     said = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing}
@@ -131,6 +154,29 @@ def evaluate(  # budget: table
     ]
     following = None if foreign else console.command("compare", model, *words)
     _finish(work, item, place, form, following)
+
+
+def _bits(
+    context: typer.Context, model: str, data: str | None, out: Path | None, wish: bits.Wish
+) -> None:
+    """Measure the bound of a model; refuse the options that have no part in it."""
+    from fewstep.cli.resolve import find
+
+    if judged.is_images(model):
+        raise UsageError(f"--bits-per-dim: {model} holds finished images; the bound is a model's")
+    sampled = ("sampler", "steps", "eta", "spacing", "guidance_scale", "inception", "precision")
+    alone = () if options.said(context, "protocol") else sampled
+    for name in ("shard", "merge", *alone):
+        if options.said(context, name):
+            advice = "measure it in a command of its own"
+            if name in alone:
+                advice = "give --protocol for the usual figures as well"
+            raise UsageError(f"--{name.replace('_', '-')}: no part of --bits-per-dim; {advice}")
+    if console.rank():
+        return
+    found = find(model)
+    place = judged.folder(out or default_folder(found), data or judged.own(found)[0])
+    bits.measure(found, data, place, wish)
 
 
 def _model(  # budget: table

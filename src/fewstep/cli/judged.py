@@ -95,6 +95,7 @@ def own(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
         if (run / "config.yaml").is_file():
             said = dict(load(run / "config.yaml").get("data", {}))
             path = said.pop("path", "digits")
+            said.pop("hint", None)  # is for who has no images yet
             return path, said
         if found.model.about.get("data", {}).get("name") == "digits":
             return "digits", {}

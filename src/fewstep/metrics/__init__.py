@@ -3,9 +3,11 @@
 `features` has what images are measured on (`pixels`, `classifier`, `inception` or any module),
 `quality` the arithmetic on features, which is torch-fidelity's, `intervals` how far it can be
 trusted, `reference` the figures of a set of images with their floors, `conditional` those by
-class, `copies` how many images repeat the training set.
+class, `copies` how many images repeat the training set, `bound` how many bits real images cost a
+model.
 """
 
+from fewstep.metrics.bound import Bits, bits
 from fewstep.metrics.classifier import classifier
 from fewstep.metrics.conditional import accuracy, confusion, label_figures, per_class
 from fewstep.metrics.copies import Copies, copies
@@ -24,6 +26,7 @@ from fewstep.metrics.quality import (
 from fewstep.metrics.reference import Reference, Split
 
 __all__ = [
+    "Bits",
     "Copies",
     "Extractor",
     "Features",
@@ -32,6 +35,7 @@ __all__ = [
     "Reference",
     "Split",
     "accuracy",
+    "bits",
     "classifier",
     "confusion",
     "copies",

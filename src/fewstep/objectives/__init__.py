@@ -7,7 +7,14 @@ bits per dimension is the only judge (`bits_per_dim`); `times` holds the laws of
 """
 
 from fewstep.objectives import times, weights
-from fewstep.objectives.bound import Bound, Chain, Hybrid, bits_per_dim, log_likelihood
+from fewstep.objectives.bound import (
+    Bound,
+    Chain,
+    Hybrid,
+    bits_per_dim,
+    bound_parts,
+    log_likelihood,
+)
 from fewstep.objectives.classification import Classification, accuracy_by_noise
 from fewstep.objectives.denoising import Denoising, Objective, noised
 from fewstep.objectives.times import LossSecondMoment
@@ -22,6 +29,7 @@ __all__ = [
     "Objective",
     "accuracy_by_noise",
     "bits_per_dim",
+    "bound_parts",
     "log_likelihood",
     "noised",
     "times",

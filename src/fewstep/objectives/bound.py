@@ -7,6 +7,7 @@ way to a learned variance, of which the squared error says nothing.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -150,6 +151,109 @@ class Chain:
 
 
 @torch.no_grad()
+def bound_parts(
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond = None,
+    variances: Sequence[str] = ("small",),
+    terms: int | None = None,
+    noise: torch.Generator | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Return the three parts of the bound of each image, in bits per dimension.
+
+    L_T, the sum of L_1 ... L_T-1, and L_0. The sum is estimated without bias from `terms` of its
+    steps, drawn for each image by their `chances`; the prior L_T and the last step L_0 are always
+    there. One evaluation of the network does for all variances. The noise is drawn anew at each
+    step.
+
+    Args:
+        denoiser: clip it (`guide.Clamp`) as when sampling: it only gets better.
+        x0: 8-bit values in [-1, 1] (multiples of 2 / 255), shape (B, *).
+        cond: classes, shape (B,), or None.
+        variances: each "small", "large" or "learned".
+        terms: how many steps of the sum, 1 ... T - 1; None = all.
+        noise: generator on the device of x0.
+        tick: called after each of terms + 1 evaluations.
+
+    Returns:
+        shape (len(variances), B, 3), float64.
+
+    Raises:
+        UsageError: a variance that is not known or was not learned, or so many terms.
+
+    Source: Ho et al., 2020, eq. 5 (arXiv 2006.11239); Nichol and Dhariwal, 2021, section 2.
+    """
+    process, n = denoiser.process, len(x0)
+    chains = [Chain.of(process, variance) for variance in variances]
+    steps = chains[0].steps
+    terms = steps - 1 if terms is None else terms
+    if not 1 <= terms < steps:
+        raise UsageError(f"terms {terms}: must be in 1..{steps - 1}, a chain of {steps} steps")
+    source = noise or torch.Generator(x0.device).manual_seed(0)
+    found = torch.zeros(len(chains), n, 3, dtype=torch.float64, device=x0.device)
+    shift = torch.rand(n, dtype=torch.float64, generator=source, device=x0.device)
+    share = chances(process, steps, terms).to(x0.device)
+    for j in range(-1, terms):
+        index = torch.full((n,), -1, device=x0.device) if j < 0 else chosen(share, shift + j)
+        t = (index + 2).double() / steps
+        truth = noised(denoiser, x0, t, source)
+        guess = denoiser(truth.x_t, t, cond)
+        for row, chain in zip(found, chains, strict=True):
+            row[:, 0] = chain.prior(process, truth.x0)
+            bits = chain.term(process, guess, truth, t)
+            row[:, 2 if j < 0 else 1] += bits if j < 0 else bits / share[index]
+        tick()
+    return found
+
+
+def chances(process: Process, steps: int, terms: int) -> Tensor:
+    """Return the probability of each step of the sum to be one of `terms` that are evaluated.
+
+    Half of it in proportion to the steps' terms for Gaussian data of variance one, whose sums are
+    differences of log(1 + SNR) / 2, half of it even. A step for which that is too much is always
+    evaluated, so that with as many terms as steps all are.
+
+    Args:
+        process: of the chain.
+        steps: T.
+        terms: 1 ... T - 1.
+
+    Returns:
+        shape (T - 1,), float64, in (0, 1]; entry i is the step that begins at (i + 2) / T. Their
+        sum is `terms`.
+    """
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    told = torch.as_tensor(process.logsnr(t)).exp().log1p()
+    even = torch.full((steps - 1,), 1 / (steps - 1), dtype=torch.float64)
+    wish = 0.5 * (told[:-1] - told[1:]) / (told[0] - told[-1]) + 0.5 * even
+    found = torch.ones_like(wish)
+    free = found > 0
+    while free.any():
+        rest = terms - (~free).sum()
+        found[free] = rest * wish[free] / wish[free].sum()
+        over = free & (found > 1 - 1e-12)
+        found[over] = 1
+        if not over.any():
+            break
+        free &= ~over
+    return found
+
+
+def chosen(share: Tensor, place: Tensor) -> Tensor:
+    """Return the step at a place on the line on which each step has the length of its chance.
+
+    Args:
+        share: the chances, shape (T - 1,).
+        place: in [0, sum of them): a random number in [0, 1) and 0, 1, 2, ... for one draw of
+            different steps; shape (B,).
+
+    Returns:
+        shape (B,), int64, in 0 ... T - 2.
+    """
+    return torch.searchsorted(share.cumsum(0), place, right=True).clamp(max=len(share) - 1)
+
+
 def bits_per_dim(
     denoiser: Denoiser,
     x0: Tensor,
@@ -159,10 +263,10 @@ def bits_per_dim(
 ) -> Tensor:
     """Return the bound of each image, in bits per dimension: the prior and every step.
 
-    One evaluation of the network per step, so T of them. The noise is drawn anew at each step.
+    One evaluation of the network per step, so T of them.
 
     Args:
-        denoiser: clip it (`guide.Clamp`) as when sampling: it only gets better.
+        denoiser: see `bound_parts`.
         x0: 8-bit values in [-1, 1] (multiples of 2 / 255), shape (B, *).
         cond: classes, shape (B,), or None.
         variance: "small", "large" or "learned".
@@ -170,18 +274,8 @@ def bits_per_dim(
 
     Returns:
         shape (B,), float64.
-
-    Source: Ho et al., 2020, eq. 5 (arXiv 2006.11239); Nichol and Dhariwal, 2021, section 2.
     """
-    chain = Chain.of(denoiser.process, variance)
-    total = chain.prior(denoiser.process, x0).double()
-    source = noise or torch.Generator(x0.device).manual_seed(0)
-    for i in range(chain.steps, 0, -1):
-        t = torch.full((len(x0),), i / chain.steps, dtype=torch.float64, device=x0.device)
-        truth = noised(denoiser, x0, t, source)
-        guess = denoiser(truth.x_t, t, cond)
-        total += chain.term(denoiser.process, guess, truth, t).double()
-    return total
+    return bound_parts(denoiser, x0, cond, (variance,), None, noise)[0].sum(-1)
 
 
 @dataclass(frozen=True)
