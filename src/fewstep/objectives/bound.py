@@ -351,7 +351,7 @@ class Bound:
         term = chain.term(denoiser.process, guess, truth, t)
         if isinstance(self.times, LossSecondMoment):
             self.times.see(t, term)
-            term = term * self.times.weight(t).to(term.dtype)
+            term = term * self.times.weight(t).to(term.dtype).to(term.device)
         return chain.steps * term
 
 

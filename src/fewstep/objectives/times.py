@@ -139,9 +139,9 @@ class LossSecondMoment:
             t: times i / T, shape (B,).
 
         Returns:
-            shape (B,), float64, on the device of t.
+            shape (B,), float64, on the CPU.
         """
-        return 1 / (self.steps * self.probabilities.to(t.device)[self._index(t)])
+        return 1 / (self.steps * self.probabilities[self._index(t).cpu()])
 
     def see(self, t: Tensor, losses: Tensor) -> None:
         """Note losses of this rank, before any weight.
