@@ -16,7 +16,8 @@ from fewstep.cli.resolve import SHIPPED
 from fewstep.denoiser import NetDenoiser
 from fewstep.guide import Clamp
 from fewstep.model import Model
-from fewstep.nets.unet import UNet
+from fewstep.nets import SuperRes, UNet, UNetConfig
+from fewstep.process import Cosine
 from fewstep.report import results
 from fewstep.train import checkpoint
 from tests.system.cli_runs import call, copy, process, refused, train_tiny
@@ -200,3 +201,8 @@ def test_what_has_no_bound_is_one_line(bound, tmp_path, capsys):
     np.save(tmp_path / "x.npy", np.zeros((30, 1, 8, 8), np.uint8))
     answer = call(capsys, "evaluate", tmp_path / "x.npy", "--data", "digits", "--bits-per-dim")
     refused(answer, 2, "x.npy", "finished images")
+    config = UNetConfig(2, 1, 8, width=8, mult=(1,), depth=1, attention=(), heads=1, groups=4)
+    told = Model(NetDenoiser(SuperRes(UNet(config)), Cosine()), (1, 8, 8))
+    checkpoint.save_model(told, tmp_path / "told")
+    answer = call(capsys, "evaluate", tmp_path / "told", "--data", "digits", "--bits-per-dim")
+    refused(answer, 2, "told is told a text or an image")

@@ -55,7 +55,7 @@ def measure(found: "Found", data: str | None, place: Path, wish: Wish) -> None:
 
     Raises:
         UsageError: more images than there are, or more terms than steps; a model that needs
-            classes and images that have none.
+            classes and images that have none; one of texts or images.
         DataError: real images of another kind than the model's.
     """
     from fewstep import metrics
@@ -63,7 +63,13 @@ def measure(found: "Found", data: str | None, place: Path, wish: Wish) -> None:
     from fewstep.report import results
     from fewstep.train import engine
 
-    model, reals = found.model, judged.reals(data, found)
+    model = found.model
+    if model.text or model.inputs:
+        raise UsageError(
+            f"{found.name} is told a text or an image beside the noise, which --data does not "
+            "have; the bound is for models of classes and for unconditional ones"
+        )
+    reals = judged.reals(data, found)
     reals.check(model.shape, model.classes, found.name)
     split, whole, _ = reals.parts("held_out")
     images = _some(whole, wish.number)
