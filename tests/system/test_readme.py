@@ -24,9 +24,10 @@ def test_the_example_runs(root, tmp_path, monkeypatch, capsys) -> None:
     assert printed[-1].startswith("19 0.0 ")
 
 
-def test_the_table_is_the_stored_one(root) -> None:
-    """tools/results_table.py would write nothing new."""
-    answer = subprocess.run([sys.executable, "tools/results_table.py", "--check"], cwd=root)
+@pytest.mark.parametrize("tool", ["results_table", "classifier_table"])
+def test_the_tables_are_the_stored_ones(root, tool) -> None:
+    """The tool would write nothing new."""
+    answer = subprocess.run([sys.executable, f"tools/{tool}.py", "--check"], cwd=root)
     assert answer.returncode == 0
 
 
