@@ -180,8 +180,8 @@ def test_published_flags_are_checked() -> None:
         published_config("openai/jukebox", {})
     with pytest.raises(ValueError, match="unknown flag 'num_chanels'"):
         published_config(ADM, {"num_chanels": 1})
-    with pytest.raises(ValueError, match="only for 64, 128, 256, 512"):
-        published_config(ADM, {"image_size": 32})
+    with pytest.raises(ValueError, match="only for 32, 64, 128, 256, 512"):
+        published_config(ADM, {"image_size": 48})
     config = published_config(ADM, {"image_size": 32, "channel_mult": "0.5,1", "num_channels": 64})
     assert config.mult == (0.5, 1)
     assert config.attention == (16,)
