@@ -46,7 +46,10 @@ def _short(lines: list[Line], slowest: float) -> str:
 PAGES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "README.md": ("docs/results/demo-digits.json", short),
     "docs/results/ddim-digits.md": ("docs/results/ddim-digits.json", table.ddim_markdown),
-    "docs/results/guidance-digits.md": ("docs/results/guidance-digits.json", sweep.markdown),
+    **{
+        f"docs/results/{name}.md": (f"docs/results/{name}.json", sweep.markdown)
+        for name in ("guidance-digits", "guidance-unlabelled")
+    },
 }
 """Pages with a table: the stored results, and what makes the table."""
 

@@ -18,6 +18,16 @@ def lines() -> list:
     return results.load(DOCS / "results/guidance-digits.json")
 
 
+def test_a_model_without_labels_is_steered() -> None:
+    """Chance at scale 0, what was asked for from 2 on, as the page says."""
+    lines = results.load(DOCS / "results/guidance-unlabelled.json")
+    shares = [line.figure("accuracy").value for line in lines]
+    assert shares[0] < 0.15
+    assert all(share >= 0.95 for share in shares[2:])
+    said = (DOCS / "guidance.md").read_text("utf-8")
+    assert f"{shares[2]:.3f} of its images at scale 2 and in {shares[3]:.3f} at 4" in said
+
+
 @pytest.fixture(scope="module")
 def curves(lines):
     """{figure: (of classifier-free guidance, of the classifier)}, each {scale: figure}."""
