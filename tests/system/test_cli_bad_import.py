@@ -72,7 +72,7 @@ BAD = {
     "not finite": (["nan.pt", "--flags", UPSAMPLER], 5, ["NaN"]),
     "unknown": (["other.pt"], 2, ["unknown architecture", "--flags"]),
     "not the family": (["other.pt", "--flags", "image_size=16"], 4, ["unknown architecture"]),
-    "half": (["half.pt", "--flags", "image_size=16 num_heads=1"], 4, ["unknown architecture"]),
+    "half": (["half.pt", "--flags", "image_size=16 num_heads=1"], 4, ["not complete"]),
     "no flags": (["adm_superres_unet.pt"], 2, ["unknown architecture", "--flags"]),
     "no size": (["adm_superres_unet.pt", "--flags", "num_heads=1"], 2, ["image_size"]),
     "no heads": (["adm_superres_unet.pt", "--flags", "large_size=16"], 2, ["num_heads"]),
@@ -82,7 +82,9 @@ BAD = {
         ["num_channels = 64", "32"],
     ),
     "unknown flag": (
-        ["adm_superres_unet.pt", "--flags", "large_size=16 num_heads=1 hats=1"], 4, ["hats"],
+        ["adm_superres_unet.pt", "--flags", "large_size=16 num_heads=1 use_fp17=1"],
+        2,
+        ["use_fp17", "did you mean"],
     ),
     "flag without value": (["adm_superres_unet.pt", "--flags", "--num_heads"], 2, ["no value"]),
     "unknown schedule": (

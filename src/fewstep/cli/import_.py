@@ -108,7 +108,7 @@ def _import(  # budget: table
         about |= {"name": architecture, "what": entry.what, "licence": catalog.LICENCE}
     else:
         said = catalog.parsed(flags or "")
-        whose = _program(program) if program else importing.program_of(state)
+        whose = _program(program) if program else importing.program_of(state, said)
     about |= {"program": whose, "source": f"https://github.com/{whose}"}
     model = importing.convert(state, whose, said, about)
     extra = _tokens(tokenizer, model)
