@@ -87,8 +87,8 @@ class Weak:
         """Return a model's denoiser guided by the weak one.
 
         Raises:
-            UsageError: the weak model is a classifier, or one of other images, of other classes
-                or of another process; the scale is not finite.
+            UsageError: the weak model is a classifier, or one of other images, of other classes,
+                of other conditions or of another process; the scale is not finite.
         """
         weak = self.model.denoiser
         if isinstance(weak, NoisyClassifier):
@@ -102,8 +102,10 @@ class Weak:
 
 
 def _fits(what: str, mine: Model, model: Model, classes: tuple[str, ...]) -> None:
-    """Refuse what guides if it knows other images, other classes or another process."""
+    """Refuse what guides if it knows other images, classes, conditions or another process."""
+    told = () if mine.classifier else (("conditions", _conditions(mine), _conditions(model)),)
     for word, own, other in (
+        *told,
         ("images of shape", mine.shape, model.shape),
         ("classes", mine.classes, classes),
         ("process", mine.denoiser.process.describe(), model.denoiser.process.describe()),
@@ -113,6 +115,12 @@ def _fits(what: str, mine: Model, model: Model, classes: tuple[str, ...]) -> Non
                 f"the {what} has {word} {_few(own)}, the model {_few(other)}: take a {what} that "
                 "was trained for this model"
             )
+
+
+def _conditions(model: Model) -> tuple[str, ...]:
+    """Return what a model is told beside its classes."""
+    text = model.text
+    return (*model.inputs, *(() if text is None else (f"texts of {text.context} tokens",)))
 
 
 def _few(value: object) -> str:

@@ -115,11 +115,12 @@ def test_safetensors_and_old_files_are_read_too(imported, place, capsys, monkeyp
     save_file(state, "new.safetensors")
     weights = set()
     for file in (f"{name}.pt", "old.pt", "new.safetensors"):
-        words = ("import", file, "--as", f"m-{file}", "--flags", FLAGS[name], "--format", "json")
+        made = f"m-{file.partition('.')[0]}"
+        words = ("import", file, "--as", made, "--flags", FLAGS[name], "--format", "json")
         code, out, err = call(capsys, *words)
         assert code == 0, err
         assert json.loads(out)["parameters"] == sum(v.numel() for v in state.values())
-        weights.add((place / f"m-{file}" / "weights.safetensors").read_bytes())
+        weights.add((place / made / "weights.safetensors").read_bytes())
     assert len(weights) == 1
 
 

@@ -91,6 +91,8 @@ def _import(  # budget: table
     from fewstep.interop import catalog, importing, weights
     from fewstep.train import checkpoint
 
+    if name is not None and name.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
+        raise UsageError(f"--as {name}: a model is a folder; leave {name.suffix} out of its name")
     file = file.expanduser()
     state = weights.read(file)
     if architecture is None and flags is None:
