@@ -205,9 +205,9 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
     From the inside out: first the difference that guides, between conditional and unconditional
     predictions (plain, rescaled or projected: each takes both branches) or between a good and a
     weak model; then a classifier's gradient, which shifts the score of whatever it is given; then
-    the interval, outside which the plain conditional model is asked once; the known pixels of an
-    image that is completed; last what bounds the predicted image, once and after all sums, because
-    bounded branches do not add up.
+    the interval, outside which the plain conditional model is asked once; then what bounds the
+    predicted image, once and after all sums, because bounded branches do not add up; last the
+    known pixels of an image that is completed, which thresholding would scale down.
 
     Args:
         model: its denoiser is wrapped, not changed.
@@ -241,11 +241,11 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
     if s.guidance_low or s.guidance_high is not None:
         high = math.inf if s.guidance_high is None else s.guidance_high
         denoiser = guide.Interval(denoiser, own, s.guidance_low, high)
-    if "known" in model.inputs:
-        denoiser = guide.Keep(denoiser)
     if s.threshold is not None:
-        return guide.Threshold(denoiser, s.threshold)
-    return guide.Clamp(denoiser) if s.clip else denoiser
+        denoiser = guide.Threshold(denoiser, s.threshold)
+    elif s.clip:
+        denoiser = guide.Clamp(denoiser)
+    return guide.Keep(denoiser) if "known" in model.inputs else denoiser
 
 
 def _classifier_free(denoiser: Denoiser, s: Sampling) -> Denoiser:
