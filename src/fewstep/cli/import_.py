@@ -103,6 +103,12 @@ def _import(  # budget: table
                 "is one of your own, give the flags it was trained with: --flags '--image_size 64 "
                 "--num_heads 4 --noise_schedule linear'"
             )
+        published = catalog.CATALOG[architecture].file
+        if file.name != published:
+            console.note(
+                f"{file.name}: taken for {architecture} ({published}) by its tensors alone; a "
+                "network of your own needs --flags, and has your licence"
+            )
     about: dict[str, Any] = {"file": file.name, "sha256": _sha256(file)}
     if architecture is not None:
         entry = importing.entry_of(architecture)
