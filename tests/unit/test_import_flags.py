@@ -15,8 +15,13 @@ def facts(program: str, **flags: object) -> dict:
 
 
 def test_glide_has_its_own_default_schedule() -> None:
+    """Its programs set cosine for the base network, linear and 256 pixels for the upsampler."""
     assert facts(GLIDE)["process"]["betas"] == "cosine"
     assert facts(GLIDE, noise_schedule="linear")["process"]["betas"] == "linear"
+    assert facts(GLIDE, super_res=True, image_size=256)["process"]["betas"] == "linear"
+    with pytest.raises(UsageError, match="image_size"):
+        importing._config(state_of("glide-upsample"), GLIDE, {})
+    assert importing._config(state_of("glide-base"), GLIDE, {}).size == 64
     assert facts(ADM)["process"]["betas"] == "linear"
 
 

@@ -252,7 +252,7 @@ def described(program: str, flags: Mapping[str, Any], config: UNetConfig) -> dic
     null = config.padding if isinstance(config, TextUNetConfig) else not classes
     images = config.out_channels // (2 if _learned(config) else 1)
     inputs = _inputs(config.in_channels, images) if not classifies else []
-    noising = _noising(program, flags)
+    noising = _noising(program, flags, inputs)
     facts: dict[str, Any] = {
         "shape": [config.in_channels if classifies else images, config.size, config.size],
         "classes": [str(k) for k in range(classes)],
@@ -287,14 +287,15 @@ def _inputs(channels: int, images: int) -> list[str]:
     return ways[channels]
 
 
-def _noising(program: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _noising(program: str, flags: Mapping[str, Any], inputs: list[str]) -> dict[str, Any]:
     """Return process, label and reading of the output."""
     process: Process
     if program == CONSISTENCY:
         process = EDM(float(flags.get("sigma_max", 80.0)))
         param, label = _MODES[_mode(flags)], "log_sigma_250"
     else:
-        own = "squaredcos_cap_v2" if program == GLIDE else "linear"
+        base = program == GLIDE and "low_res" not in inputs
+        own = "squaredcos_cap_v2" if base else "linear"
         betas = str(flags.get("noise_schedule", own))
         known = {"linear": "linear", "cosine": "cosine", "squaredcos_cap_v2": "cosine"}
         if betas not in known:

@@ -204,7 +204,7 @@ def _said(program: str, theirs: Flags, flags: Flags) -> None:
         )
     _attends(theirs, flags, "classifier_" * classifies + "attention_resolutions")
     size = {"image_size", "large_size"} & set(flags)
-    if not size and program != GLIDE:
+    if not size and (program != GLIDE or _implied(theirs, classifies)["super_res"]):
         raise UsageError(
             "the size of the images cannot be told from the tensors: give --flags 'image_size=N', "
             "or large_size=N for an upsampler, and what else the training was told, such as "
