@@ -87,8 +87,8 @@ class Weak:
         """Return a model's denoiser guided by the weak one.
 
         Raises:
-            UsageError: the weak model is a classifier, or one of other images, of other classes
-                or of another process; the scale is not finite.
+            UsageError: the weak model is a classifier, or one of other images, of other classes,
+                of other conditions or of another process; the scale is not finite.
         """
         weak = self.model.denoiser
         if isinstance(weak, NoisyClassifier):
@@ -102,8 +102,10 @@ class Weak:
 
 
 def _fits(what: str, mine: Model, model: Model, classes: tuple[str, ...]) -> None:
-    """Refuse what guides if it knows other images, other classes or another process."""
+    """Refuse what guides if it knows other images, classes, conditions or another process."""
+    told = () if mine.classifier else (("conditions", _conditions(mine), _conditions(model)),)
     for word, own, other in (
+        *told,
         ("images of shape", mine.shape, model.shape),
         ("classes", mine.classes, classes),
         ("process", mine.denoiser.process.describe(), model.denoiser.process.describe()),
@@ -113,6 +115,12 @@ def _fits(what: str, mine: Model, model: Model, classes: tuple[str, ...]) -> Non
                 f"the {what} has {word} {_few(own)}, the model {_few(other)}: take a {what} that "
                 "was trained for this model"
             )
+
+
+def _conditions(model: Model) -> tuple[str, ...]:
+    """Return what a model is told beside its classes."""
+    text = model.text
+    return (*model.inputs, *(() if text is None else (f"texts of {text.context} tokens",)))
 
 
 def _few(value: object) -> str:
@@ -197,9 +205,9 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
     From the inside out: first the difference that guides, between conditional and unconditional
     predictions (plain, rescaled or projected: each takes both branches) or between a good and a
     weak model; then a classifier's gradient, which shifts the score of whatever it is given; then
-    the interval, outside which the plain conditional model is asked once; the known pixels of an
-    image that is completed; last what bounds the predicted image, once and after all sums, because
-    bounded branches do not add up.
+    the interval, outside which the plain conditional model is asked once; then what bounds the
+    predicted image, once and after all sums, because bounded branches do not add up; last the
+    known pixels of an image that is completed, which thresholding would scale down.
 
     Args:
         model: its denoiser is wrapped, not changed.
@@ -233,11 +241,11 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
     if s.guidance_low or s.guidance_high is not None:
         high = math.inf if s.guidance_high is None else s.guidance_high
         denoiser = guide.Interval(denoiser, own, s.guidance_low, high)
-    if "known" in model.inputs:
-        denoiser = guide.Keep(denoiser)
     if s.threshold is not None:
-        return guide.Threshold(denoiser, s.threshold)
-    return guide.Clamp(denoiser) if s.clip else denoiser
+        denoiser = guide.Threshold(denoiser, s.threshold)
+    elif s.clip:
+        denoiser = guide.Clamp(denoiser)
+    return guide.Keep(denoiser) if "known" in model.inputs else denoiser
 
 
 def _classifier_free(denoiser: Denoiser, s: Sampling) -> Denoiser:

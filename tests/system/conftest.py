@@ -92,4 +92,13 @@ def broken(place, imported):
     nan = {k: v.clone() for k, v in state.items()}
     nan["out.2.bias"][0] = float("nan")
     torch.save(nan, place / "nan.pt")
+    bias = state["out.2.bias"]
+    for name, odd in {
+        "whole": bias.long(), "complex": bias.cfloat(), "sparse": bias.to_sparse(),
+        "meta": bias.to("meta"), "single": bias.sum(), "none": bias[:0],
+    }.items():  # fmt: skip
+        torch.save({**state, "out.2.bias": odd}, place / f"{name}.pt")
+    text = torch.load(place / "glide_text2im_unet.pt", weights_only=True)
+    del text["padding_embedding"]
+    torch.save(text, place / "nopad.pt")
     return place

@@ -70,9 +70,16 @@ BAD = {
     "a trainer's file": (["trainer.pt"], 4, ["step", "not tensors"]),
     "a module": (["module.pt"], 4, ["more than tensors"]),
     "not finite": (["nan.pt", "--flags", UPSAMPLER], 5, ["NaN"]),
+    **{
+        f"{kind} numbers": ([f"{kind}.pt", "--flags", UPSAMPLER], 4, ["out.2.bias", "weights"])
+        for kind in ("whole", "complex", "sparse", "meta", "single", "none")
+    },
+    "a name that is never opened": (
+        ["adm_superres_unet.pt", "--flags", UPSAMPLER, "--as", "models/x.pt"], 2, [".pt"],
+    ),
     "unknown": (["other.pt"], 2, ["unknown architecture", "--flags"]),
     "not the family": (["other.pt", "--flags", "image_size=16"], 4, ["unknown architecture"]),
-    "half": (["half.pt", "--flags", "image_size=16 num_heads=1"], 4, ["unknown architecture"]),
+    "half": (["half.pt", "--flags", "image_size=16 num_heads=1"], 4, ["not complete"]),
     "no flags": (["adm_superres_unet.pt"], 2, ["unknown architecture", "--flags"]),
     "no size": (["adm_superres_unet.pt", "--flags", "num_heads=1"], 2, ["image_size"]),
     "no heads": (["adm_superres_unet.pt", "--flags", "large_size=16"], 2, ["num_heads"]),
@@ -82,7 +89,9 @@ BAD = {
         ["num_channels = 64", "32"],
     ),
     "unknown flag": (
-        ["adm_superres_unet.pt", "--flags", "large_size=16 num_heads=1 hats=1"], 4, ["hats"],
+        ["adm_superres_unet.pt", "--flags", "large_size=16 num_heads=1 use_fp17=1"],
+        2,
+        ["use_fp17", "did you mean"],
     ),
     "flag without value": (["adm_superres_unet.pt", "--flags", "--num_heads"], 2, ["no value"]),
     "unknown schedule": (
@@ -118,7 +127,8 @@ BAD = {
 def test_bad_files_are_refused_in_one_line(case, broken, capsys, monkeypatch):
     monkeypatch.chdir(broken)
     words, code, named = BAD[case]
-    refused(call(capsys, "import", *words, "--as", "models/bad"), code, *named)
+    refused(call(capsys, "import", "--as", "models/bad", *words), code, *named)
+    assert not (broken / "models/x.pt").exists()
     assert not (broken / "models/bad").exists()
 
 
@@ -143,6 +153,24 @@ SAY = {
         ["never saw the null"],
     ),
     "no label": (["adm_unet_updown_adagn_classcond"], 2, ["needs a label"]),
+    "weak of small images": (
+        ["adm_unet_new_attention_order_conv_resample", "--weak", "models/adm_superres_unet",
+         "--guidance-scale", "2"],
+        2,
+        ["conditions low_res", "none"],
+    ),
+    "weak of no small images": (
+        ["adm_superres_unet", "--low-res", "small.png", "--guidance-scale", "2",
+         "--weak", "models/adm_unet_new_attention_order_conv_resample"],
+        2,
+        ["conditions none", "low_res"],
+    ),
+    "weak of other conditions": (
+        ["glide_text2im_unet", "--text", "a", "--weak", "models/glide_superres_unet",
+         "--guidance-scale", "2"],
+        2,
+        ["conditions"],
+    ),
     "three for two": (
         ["glide_superres_unet", *("--text", "a") * 3, "--low-res", "two"],
         2,
@@ -159,3 +187,36 @@ def test_what_a_model_cannot_be_told(case, broken, capsys, monkeypatch):
         capsys, "sample", f"models/{words[0]}", *words[1:], "--steps", "2", "-o", "x.png"
     )
     refused(answer, code, *named)
+
+
+@pytest.mark.parametrize("name", ["glide_text2im_unet", "glide_inpaint_unet", "adm_superres_unet"])
+@pytest.mark.parametrize("verb", ["evaluate", "compare"])
+def test_what_real_images_cannot_tell_is_not_measured(name, verb, broken, capsys, monkeypatch):
+    """Asked without its text, a model would be judged by a guidance that it did not get."""
+    monkeypatch.chdir(broken)
+    words = ("--data", "digits", "-o", "measured")
+    refused(call(capsys, verb, f"models/{name}", *words), 2, name, "a text or an image")
+    assert not (broken / "measured").exists()
+
+
+def test_a_text_network_without_padding_needs_texts(broken, capsys, monkeypatch):
+    """It does not read the mask, so the empty text would be 128 times the first token."""
+    monkeypatch.chdir(broken)
+    words = ("nopad.pt", "--flags", GLIDE, "--tokenizer", "tokens.json", "--as", "models/nopad")
+    code, _, err = call(capsys, "import", *words)
+    assert code == 0, err
+    words = ("sample", "models/nopad", "--steps", "2", "-n", "1", "-o", "nopad.png")
+    code, _, err = call(capsys, *words, "--text", "boat")
+    assert code == 0, err
+    refused(call(capsys, *words), 2, "--text")
+    refused(call(capsys, *words, "--text", "boat", "--text", ""), 2, "--text")
+    answer = call(capsys, *words, "--text", "boat", "--guidance-scale", "2")
+    refused(answer, 2, "never saw the null")
+
+
+def test_a_small_image_under_home(broken, capsys, monkeypatch):
+    monkeypatch.chdir(broken)
+    monkeypatch.setenv("HOME", str(broken))
+    words = ("sample", "models/adm_superres_unet", "--low-res", "~/small.png", "--steps", "2")
+    code, _, err = call(capsys, *words, "-o", "home.png")
+    assert code == 0, err

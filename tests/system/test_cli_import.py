@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from fewstep.cli.resolve import find
 from fewstep.cli.told import Said, tell
 from fewstep.conditions import Caption, Known, LowRes
+from fewstep.interop import catalog
 from golden.test_networks import bound, run
 from system.cli_runs import call, refused
 from system.published_flags import FLAGS, GOLDEN
@@ -115,11 +116,12 @@ def test_safetensors_and_old_files_are_read_too(imported, place, capsys, monkeyp
     save_file(state, "new.safetensors")
     weights = set()
     for file in (f"{name}.pt", "old.pt", "new.safetensors"):
-        words = ("import", file, "--as", f"m-{file}", "--flags", FLAGS[name], "--format", "json")
+        made = f"m-{file.partition('.')[0]}"
+        words = ("import", file, "--as", made, "--flags", FLAGS[name], "--format", "json")
         code, out, err = call(capsys, *words)
         assert code == 0, err
         assert json.loads(out)["parameters"] == sum(v.numel() for v in state.values())
-        weights.add((place / f"m-{file}" / "weights.safetensors").read_bytes())
+        weights.add((place / made / "weights.safetensors").read_bytes())
     assert len(weights) == 1
 
 
@@ -152,6 +154,22 @@ def test_a_text_reaches_the_network_beside_a_small_image(broken):
     assert isinstance(cond.cond, Caption)
     assert cond.cond.tokens[:, 0].tolist() == [2, 2, 2]
     assert cond.mask[:, 0, 0].tolist() == [[1.0] * 8 + [0.0] * 8] * 3
+
+
+def test_another_name_is_said(imported, place, capsys, monkeypatch):
+    """A network of one's own may have the shapes of a published one: not its licence."""
+    del imported
+    monkeypatch.chdir(place)
+    name = "adm_unet_updown_adagn_classcond"
+    flags = f"{FLAGS[name]} --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 "
+    flags += "--attention_resolutions 8 --resblock_updown True --num_classes 5"
+    for file, notes in ((f"{name}.pt", 0), ("published.pt", 1)):
+        entry = catalog.Entry(file, "a tiny one", catalog.ADM, flags)
+        monkeypatch.setitem(catalog.CATALOG, "tiny", entry)
+        code, out, err = call(capsys, "import", f"{name}.pt", "--as", "models/tiny")
+        assert code == 0, err
+        assert "licence of the weights: MIT" in out
+        assert err.count("by its tensors alone") == notes
 
 
 def test_the_list(capsys):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep import conditions, guide
+from fewstep import conditions, guide, steer
 from fewstep.conditions import Caption, Cond, Known, LowRes
-from fewstep.denoiser import NetDenoiser, V
+from fewstep.denoiser import EPS, NetDenoiser, V
+from fewstep.model import Model, Sampling
 from fewstep.nets import Inpaint, SuperRes, TextUNet, TextUNetConfig
 from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import Cosine
@@ -157,3 +158,17 @@ def test_known_pixels_are_kept() -> None:
     alpha, sigma = denoiser.levels(x, 0.6)
     assert torch.allclose(alpha * kept.x0 + sigma * kept.eps, x, atol=1e-12)
     assert torch.equal(guide.Keep(denoiser)(x, 0.6).x0, denoiser(x, 0.6).x0)
+
+
+@pytest.mark.parametrize("threshold", [None, 50.0])
+def test_known_pixels_outlast_what_bounds_the_others(threshold: float | None) -> None:
+    """Dynamic thresholding scales an image down: not what may not change."""
+    net, cond = nets()["partial"]
+    randomise(net)
+    assert isinstance(cond, Known)
+    model = Model(NetDenoiser(net.eval(), Cosine(), EPS), (3, 8, 8))
+    denoiser = steer.guided(model, Sampling(threshold=threshold))
+    x0 = denoiser(3 * torch.randn(B, 3, 8, 8, generator=generator(3)), 0.9, cond).x0
+    known = (MASK > 0).expand_as(x0)
+    assert torch.equal(x0[known], cond.image[known])
+    assert x0.abs().max() <= 1

@@ -83,7 +83,7 @@ def test_shapes_say_what_the_flags_say(name: str) -> None:
     told = {k: v for k, v in flags.items() if k in hidden}
     assert importing._config(state, entry.program, told) == whole
     assert importing._config(state, entry.program, flags) == whole
-    assert importing.program_of(state) == (
+    assert importing.program_of(state, {}) == (
         entry.program if entry.program in (CONSISTENCY, GLIDE) else "openai/guided-diffusion"
     )
 

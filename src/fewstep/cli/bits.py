@@ -64,11 +64,7 @@ def measure(found: "Found", data: str | None, place: Path, wish: Wish) -> None:
     from fewstep.train import engine
 
     model = found.model
-    if model.text or model.inputs:
-        raise UsageError(
-            f"{found.name} is told a text or an image beside the noise, which --data does not "
-            "have; the bound is for models of classes and for unconditional ones"
-        )
+    judged.untold(found)
     reals = judged.reals(data, found)
     reals.check(model.shape, model.classes, found.name)
     split, whole, _ = reals.parts("held_out")

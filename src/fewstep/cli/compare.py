@@ -112,6 +112,8 @@ def compare(  # budget: table
 
     earlier = _earlier([m for m in models if Path(m).suffix == ".json"])
     found = [find(m) for m in models if Path(m).suffix != ".json"]
+    for f in found:
+        judged.untold(f)
     if not found:
         _only(earlier, out)
         return

@@ -197,6 +197,7 @@ def _model(  # budget: table
     from fewstep.report.work import Item
 
     found = find(word)
+    judged.untold(found)
     preset = sampling.changed(found.model.sampling, changes)
     sampling.plan(found.model, preset)  # refuses settings before any data are read
     reals = judged.reals(data, found)

@@ -91,6 +91,8 @@ def _import(  # budget: table
     from fewstep.interop import catalog, importing, weights
     from fewstep.train import checkpoint
 
+    if name is not None and name.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
+        raise UsageError(f"--as {name}: a model is a folder; leave {name.suffix} out of its name")
     file = file.expanduser()
     state = weights.read(file)
     if architecture is None and flags is None:
@@ -101,6 +103,12 @@ def _import(  # budget: table
                 "is one of your own, give the flags it was trained with: --flags '--image_size 64 "
                 "--num_heads 4 --noise_schedule linear'"
             )
+        published = catalog.CATALOG[architecture].file
+        if file.name != published:
+            console.note(
+                f"{file.name}: taken for {architecture} ({published}) by its tensors alone; a "
+                "network of your own needs --flags, and has your licence"
+            )
     about: dict[str, Any] = {"file": file.name, "sha256": _sha256(file)}
     if architecture is not None:
         entry = importing.entry_of(architecture)
@@ -108,7 +116,7 @@ def _import(  # budget: table
         about |= {"name": architecture, "what": entry.what, "licence": catalog.LICENCE}
     else:
         said = catalog.parsed(flags or "")
-        whose = _program(program) if program else importing.program_of(state)
+        whose = _program(program) if program else importing.program_of(state, said)
     about |= {"program": whose, "source": f"https://github.com/{whose}"}
     model = importing.convert(state, whose, said, about)
     extra = _tokens(tokenizer, model)

@@ -86,6 +86,19 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     return Reals(train.name, train, held_out if len(held_out) >= LEAST else None)
 
 
+def untold(found: "Found") -> None:
+    """Refuse a model that is told more than classes: real images have no such words or images.
+
+    Raises:
+        UsageError: it is.
+    """
+    if found.model.text or found.model.inputs:
+        raise UsageError(
+            f"{found.name} is told a text or an image beside the noise, which --data does not "
+            "have; only models of classes and unconditional ones are measured"
+        )
+
+
 def own(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
     """Return the data a model was trained on, if it says so, and how they were read."""
     from fewstep.recipes import load

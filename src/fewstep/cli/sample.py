@@ -70,7 +70,11 @@ def sample(  # budget: table
     number: Annotated[
         int | None,
         typer.Option(
-            "-n", "--number", parser=_N, metavar="N", help="images per label or text; 16"
+            "-n",
+            "--number",
+            parser=_N,
+            metavar="N",
+            help="images per label, text or image; 16, or 1 of an image",
         ),
     ] = None,
     text: Annotated[

@@ -184,6 +184,8 @@ def _texts(model: "Model", texts: list[str] | None) -> list[str] | None:
     """Return the texts, or None where the model reads none."""
     if model.text is None:
         return None
+    if not model.text.padding and not all(texts or [""]):
+        raise UsageError("this model has no empty text (no learned padding): give --text TEXT")
     if texts is None:
         console.note("no --text: images of anything, without guidance")
     return texts or [""]
@@ -213,11 +215,12 @@ def _small(model: "Model", path: Path | None) -> "Tensor | None":
     from fewstep import data
     from fewstep.data.arrays import is_array
 
+    path = path.expanduser()
     side = model.about.get("low_res")
     if path.is_file() and not is_array(path):
         return _image(path, model.shape[0], side)
     how = "error" if side is None else "stretch"
-    images = data.load(path.expanduser(), size=side, resize=how, channels=model.shape[0])
+    images = data.load(path, size=side, resize=how, channels=model.shape[0])
     return _floats(images.pixels)
 
 

@@ -51,7 +51,8 @@ class Keep(Denoiser):
     """Put the known pixels into the predicted clean image: what inpainting may not change.
 
     The condition says them (`conditions.Known`); without one nothing is kept. At the last step
-    the image has exactly the known pixels.
+    the image has exactly the known pixels. It stands around `Clamp` and `Threshold`: for images in
+    [-1, 1] clipping before or after is the same, scaling down is not.
 
     Args:
         denoiser: any denoiser.

@@ -14,6 +14,7 @@ weights are under the MIT licence; their model cards state what the weights are 
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from fewstep.errors import UsageError, suggest
@@ -57,7 +58,7 @@ _KARRAS_256 = (
 )
 _TEACHER = "--training_mode edm --weight_schedule karras --dropout 0.1"
 _STUDENT = "--training_mode consistency_distillation --weight_schedule uniform"
-_COSINE_4000 = "--diffusion_steps 4000 --noise_schedule cosine --learn_sigma True"
+_COSINE_4000 = "--diffusion_steps 4000 --noise_schedule cosine --learn_sigma True --num_heads 4"
 _SMALL = f"{_COSINE_4000} --num_channels 128 --num_res_blocks 3"
 _UNSCALED = "--rescale_learned_sigmas False --rescale_timesteps False"
 _OLD_LSUN = (
@@ -187,8 +188,8 @@ CATALOG: Mapping[str, Entry] = {
     "iddpm-upsample-64-256": Entry(
         "upsample_cond_500K.pt", "improved DDPM, ImageNet 64x64 to 256x256, classes", IMPROVED,
         f"--diffusion_steps 4000 --noise_schedule linear {_UNSCALED} --large_size 256 "
-        "--small_size 64 --num_channels 192 --num_res_blocks 2 --learn_sigma True "
-        "--class_cond True",
+        "--small_size 64 --num_channels 192 --num_res_blocks 2 --num_heads 4 "
+        "--learn_sigma True --class_cond True",
     ),
     "iddpm-lsun-bedroom-1200k": Entry(
         "lsun_uncond_100M_1200K_bs128.pt", "improved DDPM, LSUN bedrooms 256x256", IMPROVED,
@@ -212,16 +213,17 @@ def parsed(text: str) -> dict[str, Any]:
         words = [part for word in shlex.split(text) for part in word.split("=", 1)]
     except ValueError as error:
         raise UsageError(f"--flags: {error}") from None
-    names, values = words[::2], words[1::2]
-    if len(names) != len(values):
-        raise UsageError(f"--flags: {names[-1]} has no value; give pairs such as --num_heads 4")
-    return {name.lstrip("-"): _value(value) for name, value in zip(names, values, strict=True)}
+    pairs = list(zip_longest(words[::2], words[1::2], fillvalue="--"))
+    for name, value in pairs:
+        if value.startswith("--"):
+            raise UsageError(f"--flags: {name} has no value; give pairs such as --num_heads 4")
+    return {name.lstrip("-"): _value(value) for name, value in pairs}
 
 
 def _value(word: str) -> Any:
     """Return a flag's value as the programs read it; lists such as 32,16,8 stay text."""
-    if word.lower() in ("true", "false", "yes", "no"):
-        return word.lower() in ("true", "yes")
+    if word.lower() in ("true", "false", "yes", "no", "t", "f", "y", "n"):
+        return word.lower() in ("true", "yes", "t", "y")
     for kind in (int, float):
         try:
             return kind(word)
@@ -239,22 +241,25 @@ def described(program: str, flags: Mapping[str, Any], config: UNetConfig) -> dic
         config: the network.
 
     Raises:
-        UsageError: a noise schedule that is not known, or an unknown program.
+        UsageError: a noise schedule, a way of training or a program that is not known, a
+            consistency network whose way of training is not said, or another `sigma_min`.
     """
     if program not in PROGRAMS:
         near = suggest(program, PROGRAMS)
         raise UsageError(f"program {program!r}: allowed are {', '.join(PROGRAMS)}{near}")
     classifies, reads = isinstance(config, EncoderConfig), isinstance(config, TextUNetConfig)
     classes = config.out_channels if classifies else config.classes
+    null = config.padding if isinstance(config, TextUNetConfig) else not classes
     images = config.out_channels // (2 if _learned(config) else 1)
     inputs = _inputs(config.in_channels, images) if not classifies else []
+    noising = _noising(program, flags, inputs)
     facts: dict[str, Any] = {
         "shape": [config.in_channels if classifies else images, config.size, config.size],
         "classes": [str(k) for k in range(classes)],
         **({"inputs": inputs} if inputs else {}),
-        **_noising(program, flags),
-        "null": reads or not classes,
-        "sampling": asdict(_preset(program, flags, reads, inputs)),
+        **noising,
+        "null": null,  # without vectors for padding a network does not see that a text is empty
+        "sampling": asdict(_preset(noising["param"], reads and null, inputs)),
     }
     for name in ("param", "null") if classifies else ():
         del facts[name]
@@ -282,15 +287,16 @@ def _inputs(channels: int, images: int) -> list[str]:
     return ways[channels]
 
 
-def _noising(program: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _noising(program: str, flags: Mapping[str, Any], inputs: list[str]) -> dict[str, Any]:
     """Return process, label and reading of the output."""
     process: Process
     if program == CONSISTENCY:
         process = EDM(float(flags.get("sigma_max", 80.0)))
-        teacher = flags.get("training_mode") == "edm"
-        param, label = "EDM" if teacher else "CONSISTENCY", "log_sigma_250"
+        param, label = _MODES[_mode(flags)], "log_sigma_250"
     else:
-        betas = flags.get("noise_schedule", "linear")
+        base = program == GLIDE and "low_res" not in inputs
+        own = "squaredcos_cap_v2" if base else "linear"
+        betas = str(flags.get("noise_schedule", own))
         known = {"linear": "linear", "cosine": "cosine", "squaredcos_cap_v2": "cosine"}
         if betas not in known:
             raise UsageError(
@@ -303,10 +309,40 @@ def _noising(program: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     return {"process": process.describe(), "param": param, "label": label}
 
 
-def _preset(program: str, flags: Mapping[str, Any], reads: bool, inputs: list[str]) -> Sampling:
+_MODES = {
+    "edm": "EDM",
+    "progdist": "EDM",
+    "consistency_distillation": "CONSISTENCY",
+    "consistency_training": "CONSISTENCY",
+}
+"""How the consistency models' program reads what it trained in each mode."""
+
+
+def _mode(flags: Mapping[str, Any]) -> str:
+    """Return the way of training; teachers' and students' tensors are alike."""
+    if "training_mode" not in flags:
+        raise UsageError(
+            "teacher or student cannot be told from the tensors: give --flags 'training_mode=M', "
+            f"one of {', '.join(_MODES)}"
+        )
+    mode = str(flags["training_mode"])
+    if mode not in _MODES:
+        raise UsageError(
+            f"flag training_mode = {mode}: allowed are {', '.join(_MODES)}{suggest(mode, _MODES)}"
+        )
+    least = 0.002
+    if _MODES[mode] == "CONSISTENCY" and flags.get("sigma_min", least) != least:
+        raise UsageError(
+            f"flag sigma_min = {flags['sigma_min']}: only {least}, the published one, is read"
+        )
+    return mode
+
+
+def _preset(param: str, guided: bool, inputs: list[str]) -> Sampling:
     """Return how such a model is sampled by default, as on the programs' pages but faster."""
-    if program == CONSISTENCY:
-        teacher = _noising(program, flags)["param"] == "EDM"
-        return Sampling("heun", 40, "karras") if teacher else Sampling("ddim", 1)
-    scale = 3.0 if reads and "low_res" not in inputs else 1.0
+    if param == "EDM":
+        return Sampling("heun", 40, "karras")
+    if param == "CONSISTENCY":
+        return Sampling("ddim", 1)
+    scale = 3.0 if guided and "low_res" not in inputs else 1.0
     return Sampling("ddim", 50, "respace", guidance_scale=scale)

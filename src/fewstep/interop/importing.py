@@ -18,6 +18,8 @@ from fewstep.interop.published import (
     ADM,
     CONSISTENCY,
     GLIDE,
+    check_flags,
+    factors,
     from_published,
     published_config,
     published_names,
@@ -39,6 +41,7 @@ _CLASSIFIER = {
     "use_scale_shift_norm": "classifier_use_scale_shift_norm",
     "resblock_updown": "classifier_resblock_updown",
 }
+_IMAGE = 3  # channels of the images of these programs
 _HEADS = ("num_heads", "num_head_channels", "classifier_heads", "classifier_head_channels")
 
 
@@ -87,19 +90,31 @@ def entry_of(name: str) -> Entry:
     return CATALOG[name]
 
 
-def program_of(state: State) -> str:
+def program_of(state: State, flags: Flags) -> str:
     """Return the program whose form the tensors have, as far as it can be told.
 
     Args:
         state: their name -> tensor.
+        flags: of the command line.
 
     Returns:
         guided-diffusion's for improved-diffusion's as well: only their flags differ.
+
+    Raises:
+        UsageError: the two would tell this network other numbers for the noise.
     """
     if "token_embedding.weight" in state:
         return GLIDE
     axes = {v.ndim for k, v in state.items() if k.endswith("qkv.weight")}
-    return CONSISTENCY if 4 in axes else ADM
+    if 4 in axes:
+        return CONSISTENCY
+    if flags.get("diffusion_steps", 1000) != 1000 and "rescale_timesteps" not in flags:
+        raise UsageError(
+            f"flag diffusion_steps = {flags['diffusion_steps']}: improved-diffusion tells such a "
+            "network times of 1000, guided-diffusion those of its steps: give --program, or the "
+            "flag rescale_timesteps"
+        )
+    return ADM
 
 
 def convert(state: State, program: str, flags: Flags, about: Mapping[str, Any]) -> Model:
@@ -148,6 +163,7 @@ def _renamed(state: State, config: UNetConfig) -> dict[str, Tensor]:
 
 def _config(state: State, program: str, flags: Flags) -> UNetConfig:
     """Return the network that shapes and flags describe together, the shapes checked."""
+    check_flags(program, flags)
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     try:
         candidates = shapes.seen(found)
@@ -161,6 +177,8 @@ def _config(state: State, program: str, flags: Flags) -> UNetConfig:
         _said(program, theirs, flags)
         try:
             config = published_config(program, {**flags, **theirs})
+        except UsageError:
+            raise
         except ValueError as error:
             refused.append(str(error))
             continue
@@ -172,23 +190,55 @@ def _config(state: State, program: str, flags: Flags) -> UNetConfig:
 
 def _said(program: str, theirs: Flags, flags: Flags) -> None:
     """Refuse flags that say too little, or something else than the tensors."""
-    for name, value in theirs.items():
+    classifies = "classifier_pool" in theirs
+    for name, value in {**theirs, **_implied(theirs, classifies)}.items():
         given = flags.get(name, value)
         if name == "channel_mult" and given:
             given = ",".join(f"{float(part):g}" for part in str(given).split(","))
         if given != value and given != "":
             raise UsageError(f"flag {name} = {flags[name]}: the tensors say {value}")
-    classifies = "classifier_pool" in theirs
+    if "large_size" in flags and theirs["in_channels"] == _IMAGE:
+        raise UsageError(
+            f"flag large_size = {flags['large_size']}: the tensors are of no upsampler; give "
+            "image_size"
+        )
+    _attends(theirs, flags, "classifier_" * classifies + "attention_resolutions")
     size = {"image_size", "large_size"} & set(flags)
-    if not size and program != GLIDE:
+    if not size and (program != GLIDE or _implied(theirs, classifies)["super_res"]):
         raise UsageError(
             "the size of the images cannot be told from the tensors: give --flags 'image_size=N', "
             "or large_size=N for an upsampler, and what else the training was told, such as "
             "noise_schedule, diffusion_steps"
         )
-    attends = theirs["attention_factors"] and not classifies
-    if attends and program == ADM and not set(_HEADS) & set(flags):
+    if not classifies and program != GLIDE and not set(_HEADS) & set(flags):
         raise UsageError(
             "the number of attention heads cannot be told from the tensors: give --flags "
             "'num_heads=N' or 'num_head_channels=N', as in the training"
+        )
+
+
+def _implied(theirs: Flags, classifies: bool) -> Flags:
+    """Return the flags that numbers of channels mean."""
+    if classifies:
+        return {}
+    extra = theirs["in_channels"] - _IMAGE
+    return {
+        "learn_sigma": theirs.get("out_channels") == 2 * _IMAGE,
+        "class_cond": "num_classes" in theirs,
+        "super_res": extra in (_IMAGE, 2 * _IMAGE + 1),
+        "inpaint": extra in (_IMAGE + 1, 2 * _IMAGE + 1),
+    }
+
+
+def _attends(theirs: Flags, flags: Flags, name: str) -> None:
+    """Refuse resolutions with attention that are not those of the tensors."""
+    size = flags.get("large_size", flags.get("image_size"))
+    if name not in flags or size is None:
+        return
+    reached = [2**level for level in range(len(theirs["channel_mult"].split(",")))]
+    if set(factors(flags[name], size)) & set(reached) != set(theirs["attention_factors"]):
+        seen = ", ".join(f"{size // factor}" for factor in theirs["attention_factors"])
+        raise UsageError(
+            f"flag {name} = {flags[name]}: the tensors have attention at {seen or 'none'}, with "
+            f"images of {size} pixels"
         )

@@ -7,17 +7,20 @@ configuration; flags that do not describe the network are checked by name and le
 What the shapes of the weights say (see `shapes`) are flags as well, and some that no command line
 has: the channels, the number of classes, the vocabulary.
 
-Inside: `published_config`, `published_names`, `from_published`, `to_published`, `PROGRAMS`.
+Inside: `published_config`, `published_names`, `from_published`, `to_published`, `PROGRAMS`;
+`check_flags`, `factors` (pixels to downsampling).
 
 Source: the repositories openai/guided-diffusion, openai/improved-diffusion,
 openai/consistency_models, openai/glide-text2im (flags and names; no code).
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from fewstep.errors import UsageError, suggest
 from fewstep.interop.glide import from_glide, glide_config, glide_names, to_glide
 from fewstep.interop.openai import (
     encoder_config,
@@ -98,13 +101,21 @@ _CLASSIFIER = {
     "in_channels": 3,
     "num_classes": CLASSES,
 }
-# Flags of the diffusion, or of how a network is run.
-_ASIDE = {
-    "cache_text_emb", "classifier_use_fp16", "diffusion_steps", "noise_schedule",
-    "predict_xstart", "rescale_learned_sigmas", "rescale_timesteps", "sigma_max", "sigma_min",
-    "sigma_small", "small_size", "timestep_respacing", "training_mode", "use_checkpoint",
-    "use_fp16", "use_kl", "weight_schedule",
+# Flags of the diffusion, or of how a network is run, by the kind of their values.
+_ASIDE: dict[str, Any] = {
+    **dict.fromkeys(("diffusion_steps", "small_size"), 0),
+    **dict.fromkeys(("sigma_max", "sigma_min"), 0.0),
+    **dict.fromkeys(("noise_schedule", "timestep_respacing", "training_mode"), ""),
+    "weight_schedule": "",
+    **dict.fromkeys(
+        (
+            "cache_text_emb", "classifier_use_fp16", "predict_xstart", "rescale_learned_sigmas",
+            "rescale_timesteps", "sigma_small", "use_checkpoint", "use_fp16", "use_kl",
+        ),
+        False,
+    ),
 }  # fmt: skip
+_LISTS = ("attention_resolutions", "channel_mult", "classifier_attention_resolutions")
 _SAME = (
     "dropout", "num_head_channels", "num_heads", "num_heads_upsample", "num_res_blocks",
     "resblock_updown", "use_scale_shift_norm",
@@ -126,37 +137,78 @@ def published_config(program: str, flags: Flags) -> UNetConfig:
         (`TextUNetConfig`) or of a U-Net.
 
     Raises:
-        ValueError: if the program or a flag is unknown, or the network is not one that we build.
+        UsageError: if a flag is unknown or its value of another kind.
+        ValueError: if the program is unknown, or the network is not one that we build.
     """
-    if program not in PROGRAMS:
-        raise ValueError(f"unknown program {program!r}; known are {', '.join(PROGRAMS)}")
-    if any(name.startswith("classifier_") for name in flags):
-        return _classifier(_complete(flags, _CLASSIFIER))
+    full = check_flags(program, flags)
+    if "classifier_pool" in full:
+        return _classifier(full)
     if program == GLIDE:
-        return _text(_complete(flags, _GLIDE))
-    if "large_size" in flags:
-        full = _complete(flags, _ADM | {"large_size": 256})
+        return _text(full)
+    if "large_size" in full:
         size = full["large_size"]
         # An upsampler to 512 pixels has the levels of one to 256.
         full["in_channels"] = full["in_channels"] or 6
         return unet_config(_unet(full, size, min(size, 256)))
-    if program in (ADM, IMPROVED):
-        full = _complete(flags, _ADM)
-        return unet_config(_unet(full, full["image_size"]))
-    full = _complete(flags, _CONSISTENCY)
-    # Its attention is a fused kernel that has the new order whatever the flag says.
-    full["use_new_attention_order"] = True
     return unet_config(_unet(full, full["image_size"]))
 
 
+def check_flags(program: str, flags: Flags) -> dict[str, Any]:
+    """Return flags with the program's defaults; refuse unknown ones and values of another kind.
+
+    Args:
+        program: one of `PROGRAMS`.
+        flags: as of `published_config`.
+
+    Raises:
+        UsageError: if a flag is unknown or its value of another kind.
+        ValueError: if the program is unknown.
+    """
+    if program not in PROGRAMS:
+        raise ValueError(f"unknown program {program!r}; known are {', '.join(PROGRAMS)}")
+    if any(name.startswith("classifier_") for name in flags):
+        return _complete(flags, _CLASSIFIER)
+    if program == GLIDE:
+        return _complete(flags, _GLIDE)
+    if "large_size" in flags:
+        return _complete(flags, _ADM | {"large_size": 256})
+    if program in (ADM, IMPROVED):
+        return _complete(flags, _ADM)
+    # Its attention is a fused kernel that has the new order whatever the flag says.
+    return _complete(flags, _CONSISTENCY) | {"use_new_attention_order": True}
+
+
 def _complete(flags: Flags, defaults: Flags) -> dict[str, Any]:
-    """Fill in the defaults; refuse flags that are neither known nor aside."""
-    unknown = sorted(set(flags) - set(defaults) - _ASIDE)
-    if unknown:
-        raise ValueError(
-            f"unknown flag {unknown[0]!r}; known are {', '.join(sorted({*defaults, *_ASIDE}))}"
-        )
+    """Fill in the defaults; refuse flags that are not known, and values of another kind."""
+    known = {**_ASIDE, **defaults}
+    for name, value in flags.items():
+        if name not in known:
+            raise UsageError(
+                f"unknown flag {name!r}{suggest(name, known)}; give those of the program's "
+                "command line"
+            )
+        wanted = _wanted(name, value, known[name])
+        if wanted:
+            raise UsageError(f"flag {name} = {value}: must be {wanted}")
     return {**defaults, **flags}
+
+
+def _wanted(name: str, value: Any, like: Any) -> str:
+    """Return what a flag's value must be if it is not of the kind of `like`, else ""."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(like, bool):
+        return "" if value in (True, False) else "True or False"
+    if isinstance(like, int):
+        return "" if number and isinstance(value, int) else "a whole number"
+    if isinstance(like, float):
+        return "" if number else "a number"
+    if name in _LISTS and value != "":
+        good = re.fullmatch(r"(\d*\.?\d+)(,\d*\.?\d+)*", str(value))
+        if not (good and all(map(float, str(value).split(",")))):
+            return "numbers above 0 such as 32,16,8"
+        if name != "channel_mult" and "." in str(value):
+            return "whole numbers such as 32,16,8"
+    return ""
 
 
 def _levels(text: str | int, size: int) -> tuple[float, ...]:
@@ -170,16 +222,16 @@ def _levels(text: str | int, size: int) -> tuple[float, ...]:
     return LEVELS[size]
 
 
-def _factors(text: str, size: int) -> list[int]:
-    """Turn resolutions in pixels into downsampling factors."""
-    return [size // int(part) for part in str(text).split(",")]
+def factors(text: str | int, size: int) -> list[int]:
+    """Turn resolutions in pixels, such as "32,16,8", into downsampling factors; "" = none."""
+    return [size // int(part) for part in str(text).split(",") if part]
 
 
 def _attention(full: Flags, size: int, text: str = "attention_resolutions") -> list[int]:
     """Return the downsampling factors with attention: as seen, or from pixels."""
     if full["attention_factors"] is not None:
         return full["attention_factors"]
-    return _factors(full[text], size)
+    return factors(full[text], size)
 
 
 def _unet(full: Flags, size: int, levels_of: int | None = None) -> dict[str, Any]:

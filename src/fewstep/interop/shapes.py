@@ -32,15 +32,20 @@ def seen(shapes: Shapes) -> list[dict[str, Any]]:
     Raises:
         ValueError: no network of this family: what is missing is named.
     """
-    for name in ("input_blocks.0.0.weight", "time_embed.0.weight"):
-        if name not in shapes:
-            raise ValueError(f"no tensor {name!r}: not a network of guided-diffusion's family")
+    needed = {"input_blocks.0.0.weight": 4, "time_embed.0.weight": 2}
+    if "token_embedding.weight" in shapes:
+        needed["positional_embedding"] = 2
+    for name, axes in needed.items():
+        if len(shapes.get(name, ())) != axes:
+            raise ValueError(
+                f"no tensor {name!r} of {axes} axes: not a network of guided-diffusion's family"
+            )
     inputs = _entries(shapes, "input_blocks")
     flags = _common(shapes) | _text(shapes)
     if not _entries(shapes, "output_blocks"):
         flags |= _classifier(shapes)
     found = []
-    for levels, depth in _splits(inputs):
+    for levels, depth in _splits(inputs) if inputs < len(shapes) else ():
         own = _levels(shapes, levels, depth)
         if own is not None:
             found.append(flags | own)
@@ -101,13 +106,13 @@ def _text(shapes: Shapes) -> dict[str, Any]:
 def _classifier(shapes: Shapes) -> dict[str, Any]:
     """Return the flags of a classifier's head."""
     heads = {
-        "attention": ("out.2.qkv_proj.weight", "out.2.c_proj.weight"),
-        "spatial_v2": ("out.1.weight", "out.3.weight"),
-        "spatial": ("out.0.weight", "out.2.weight"),
-        "adaptive": ("out.3.weight", "out.3.weight"),
+        "attention": ("out.2.qkv_proj.weight", 3, "out.2.c_proj.weight"),
+        "spatial_v2": ("out.1.weight", 1, "out.3.weight"),
+        "spatial": ("out.0.weight", 2, "out.2.weight"),  # 1 axis: the norm of a half U-Net
+        "adaptive": ("out.3.weight", 4, "out.3.weight"),
     }
-    for pool, (needed, last) in heads.items():
-        if needed in shapes and last in shapes:
+    for pool, (needed, axes, last) in heads.items():
+        if len(shapes.get(needed, ())) == axes and last in shapes:
             return {"classifier_pool": pool, "num_classes": shapes[last][0]}
     raise ValueError("no output_blocks and no head of a classifier: the file is not complete")
 

@@ -36,6 +36,18 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: {len(odd)} of its {len(found)} entries are not tensors "
             f"({', '.join(odd[:_SHOWN])}); give the file with the (EMA) weights alone"
         )
+    odd = [
+        f"{k}: {v.dtype}, {v.layout}, on {v.device}, {list(v.shape)}"
+        for k, v in found.items()
+        if not (v.is_floating_point() and v.layout is torch.strided and v.device.type == "cpu")
+        or not v.ndim
+        or not v.numel()
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path}: {len(odd)} of its {len(found)} tensors are no weights ({odd[0]}): real "
+            "numbers along one axis or more; give the file with the (EMA) weights alone"
+        )
     return found
 
 
