@@ -32,6 +32,7 @@ _HOME = {
 _MODULES = (
     "data",
     "denoiser",
+    "edit",
     "errors",
     "exact",
     "guide",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from fewstep import (
         data,
         denoiser,
+        edit,
         errors,
         exact,
         guide,
