@@ -79,7 +79,7 @@ def tell(found: "Found", classes: "Model", said: Said, number: int | None) -> To
 
     model = found.model
     _check(model, said)
-    labels, texts = _labels(classes, said.labels), _texts(model, said.texts)
+    labels, texts = class_indices(classes, said.labels), _texts(model, said.texts)
     small, partial = _small(model, said.low_res), _partial(model, said)
     parts = [x for x in (labels, texts, small, partial) if x is not None]
     subjects = max(map(len, parts), default=1)
@@ -160,8 +160,16 @@ def _check(model: "Model", said: Said) -> None:
         raise UsageError(f"--label {said.labels[0]}: this model has no classes; give --text")
 
 
-def _labels(model: "Model", words: list[str] | None) -> list[int] | None:
-    """Return the classes, or None where none is asked for."""
+def class_indices(model: "Model", words: list[str] | None) -> list[int] | None:
+    """Return the classes that the user named, or None where none is asked for.
+
+    Args:
+        model: has the classes.
+        words: names, several with commas between them, or "all"; None or empty = not said.
+
+    Raises:
+        UsageError: no such class, or none said to a model that never saw the null condition.
+    """
     if not words:
         if model.classes and not model.denoiser.null:
             raise UsageError(
@@ -218,7 +226,7 @@ def _small(model: "Model", path: Path | None) -> "Tensor | None":
     path = path.expanduser()
     side = model.about.get("low_res")
     if path.is_file() and not is_array(path):
-        return _image(path, model.shape[0], side)
+        return read_image(path, model.shape[0], side)
     how = "error" if side is None else "stretch"
     images = data.load(path, size=side, resize=how, channels=model.shape[0])
     return _floats(images.pixels)
@@ -231,16 +239,26 @@ def _partial(model: "Model", said: Said) -> "Tensor | None":
     import torch
 
     channels, *size = model.shape
-    image = _image(said.image, channels, *size)
-    white = _image(said.mask, 1, *size) >= _WHITE / 127.5 - 1
+    image = read_image(said.image, channels, *size)
+    white = read_image(said.mask, 1, *size) >= _WHITE / 127.5 - 1
     if white.all() or not white.any():
         what = "white: nothing is known" if white.all() else "black: nothing is to be painted"
         console.warn(f"{said.mask}: all of the mask is {what}")
     return torch.cat([image, (~white).to(image.dtype)], 1)
 
 
-def _image(path: Path, channels: int, *size: int | None) -> "Tensor":
-    """Return one image file, (1, C, H, W) in [-1, 1]; a size of None keeps its own."""
+def read_image(path: Path, channels: int, *size: int | None) -> "Tensor":
+    """Return one image file, (1, C, H, W) in [-1, 1].
+
+    Args:
+        path: of a PNG, JPEG, WebP, BMP or GIF.
+        channels: C, 1 or 3.
+        size: H and W that it is stretched to, or one number for both; None keeps its own.
+
+    Raises:
+        UsageError: no such file.
+        DataError: no image, or a damaged one.
+    """
     from fewstep.data.decode import Target, Unreadable, decode, header
 
     path = path.expanduser()

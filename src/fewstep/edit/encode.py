@@ -122,10 +122,8 @@ def _undo(
         error = x_s - DDIM().step(denoiser, x_t, t, s, cond)[0]
         left = error.abs().flatten(1).amax(1)
         better = left < least  # false for NaN too
-        best, kept = (
-            torch.where(like(better, x_s).bool(), new, old)
-            for new, old in ((x_t, best), (error, kept))
-        )
+        wide = better.reshape(-1, *(1,) * (x_s.ndim - 1))
+        best, kept = torch.where(wide, x_t, best), torch.where(wide, error, kept)
         least = torch.where(better, left, least)
         gain = torch.where(better, gain, gain / 2)  # too far: again from the best point
         x_t = best + factor * like(gain, x_s) * kept
