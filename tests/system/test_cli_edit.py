@@ -49,7 +49,9 @@ def test_a_real_digit_is_encoded_and_decoded(folder):
     assert (decoded == original).all()
     assert np.ptp(difference) <= 1
     assert abs(difference.mean() - 127.5) <= 0.5
-    assert read_settings(folder / "trip.png")["mse"] == told["mse"]
+    inside = read_settings(folder / "trip.png")
+    assert inside["mse"] == told["mse"]
+    assert (inside["sampling"]["guidance_scale"], inside["sampling"]["clip"]) == (1, False)
 
 
 def test_a_walk_between_images_has_them_at_its_ends(folder, capsys):
