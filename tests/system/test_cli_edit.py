@@ -56,7 +56,7 @@ def test_a_real_digit_is_encoded_and_decoded(folder):
 
 def test_a_walk_between_images_has_them_at_its_ends(folder, capsys):
     words = ("edit", "interpolate", "digits", "3.png", "7.png", "--scale", "1", "-n", "5")
-    code, out, err = run(folder, *words, "--label", "3,7", "-o", "walk.png")
+    code, out, err = call(capsys, *words, "--label", "3,7", "-o", "walk.png")
     assert code == 0, err
     assert "2 x 5 images between 3.png and 7.png" in out
     rows = tiles("walk.png", 5)
