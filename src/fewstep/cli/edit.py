@@ -157,8 +157,8 @@ def interpolate(  # budget: table
     rows = _rows(found, label)
     done: list[Tensor] = []
     for row in rows:
-        ends = [_end(way, word, seed, row) for word, seed in zip((a, b), seeds, strict=True)]
-        walk = frames(*ends, number)
+        first, last = (_end(way, w, k, row) for w, k in zip((a, b), seeds, strict=True))
+        walk = frames(first, last, number)
         size = max(1, min(256, _BATCH_PIXELS // walk[0, 0].numel()))
         for some in walk.split(size):
             cond = None if row[1] is None else row[1].expand(len(some))
