@@ -15,7 +15,9 @@ from torch import Tensor
 
 from fewstep.exact import Gaussian
 from fewstep.langevin import annealed, score_of, step_sizes
+from fewstep.objectives.score_matching import denoising, quadratic, sliced
 from fewstep.process import VE
+from fewstep.shapes import like
 from golden.test_sampling import PATHS, Recorded, check, load
 
 Settings = dict[str, Any]
@@ -43,8 +45,40 @@ def check_annealed(settings: Settings, tensors: Tensors) -> None:
     check("trajectory", got, tensors["trajectory"], settings["tolerance"])
 
 
+def check_dsm(settings: Settings, tensors: Tensors) -> None:
+    """NCSNv2's denoising loss per sample, at given levels and with given noise."""
+    found = re.fullmatch(r"s\(x,i\) = (-[\d.]+)\*tanh\(x\)/sigma_i", settings["SCORE"])
+    assert found, f"another score: {settings['SCORE']}"
+    slope, sigma = float(found.group(1)), tensors["sigmas"][tensors["labels"]]
+    losses = denoising(
+        lambda x: slope * x.tanh() / like(sigma, x),
+        tensors["x_0"],
+        sigma,
+        tensors["noise"],
+        float(settings["anneal_power"]),
+    )
+    check("per_sample", losses, tensors["per_sample"], settings["tolerance"])
+    check("loss", losses.mean(), tensors["loss"], settings["tolerance"])
+
+
+@torch.no_grad()
+def check_sliced(settings: Settings, tensors: Tensors) -> None:
+    """The authors' sliced losses: unit projections, and as they are where it is reduced."""
+    assert settings["SCORE"] == "s(x)=tanh(xA+b)-x"
+    a, b, x, v = (tensors[name] for name in ("A", "b", "x", "projections"))
+    for name, way in (("ssm", v / v.norm(dim=-1, keepdim=True)), ("ssm_vr", v)):
+        _, curvatures = quadratic(lambda x: (x @ a + b).tanh() - x, x, way)
+        loss = sliced(lambda x: (x @ a + b).tanh() - x, x, way, reduced=name == "ssm_vr").mean()
+        check(f"{name}.loss", loss, tensors[f"{name}.loss"], settings["tolerance"])
+        hessian = curvatures.mean()
+        check(f"{name}.hessian", hessian, tensors[f"{name}.hessian"], settings["tolerance"])
+        check(f"{name}.square", loss - hessian, tensors[f"{name}.square"], settings["tolerance"])
+
+
 CHECKS: dict[str, Callable[[Settings, Tensors], None]] = {
     "annealed_langevin": check_annealed,
+    "losses_dsm": check_dsm,
+    "losses_sliced": check_sliced,
 }
 CASES = [(prefix, path) for prefix in CHECKS for path in PATHS if path.name.startswith(prefix)]
 
