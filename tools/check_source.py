@@ -39,7 +39,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse"), CORE),
     **dict.fromkeys(("denoiser", "exact", "classifier", "nets"), CORE),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "steer", "distill"), CORE),
-    "likelihood": CORE,
+    **dict.fromkeys(("langevin", "likelihood"), CORE),
     "model": ({"torch", "numpy"}, {"safetensors"}),
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),
     "edit": ({"torch", "numpy"}, {"PIL"}),
@@ -53,7 +53,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
 SHAPED = {
     "conditions", "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets",
     "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
-    "likelihood",
+    "langevin", "likelihood",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

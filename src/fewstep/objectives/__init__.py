@@ -2,11 +2,11 @@
 
 objective(denoiser, x0, cond, step, noise) -> losses (B,). `Denoising` covers DDPM, EDM, v and
 denoising score matching; `Hybrid` and `Bound` train a learned variance, of which the bound in
-bits per dimension is the only judge (`bits_per_dim`); `times` holds the laws of training times and
-`weights` the loss weights.
+bits per dimension is the only judge (`bits_per_dim`); `score_matching` has the losses of scores
+that know no process; `times` holds the laws of training times and `weights` the loss weights.
 """
 
-from fewstep.objectives import times, weights
+from fewstep.objectives import score_matching, times, weights
 from fewstep.objectives.bound import (
     Bound,
     Chain,
@@ -32,6 +32,7 @@ __all__ = [
     "bound_parts",
     "log_likelihood",
     "noised",
+    "score_matching",
     "times",
     "weights",
 ]
