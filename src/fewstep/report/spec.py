@@ -24,6 +24,7 @@ TITLES: Mapping[str, str] = {
     "ddpm-learned": "DDPM, learned variance",
     "euler": "Euler",
     "heun": "Heun",
+    "heun-churn": "Heun with churn",
     "dpmpp": "DPM-Solver++(2M)",
 }
 """What people call the samplers."""

@@ -1,13 +1,14 @@
 """Solvers, grids and the loop that samples.
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
-(`ddim`), `Euler`, `Heun` (`runge_kutta`), `DPMSolverPP` (`multistep`). A grid is a tensor of
-times (`grids`). `sample` iterates over steps, `generate` returns images, `nfe` counts network
-evaluations, `PerImage` is the noise of a batch.
+(`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP` (`multistep`).
+A grid is a tensor of times (`grids`). `sample` iterates over steps, `generate` returns images,
+`nfe` counts network evaluations, `PerImage` is the noise of a batch.
 """
 
 from fewstep.solvers import grids
 from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.churn import HeunChurn
 from fewstep.solvers.ddim import DDIM, DDPM
 from fewstep.solvers.multistep import DPMSolverPP
 from fewstep.solvers.noise import PerImage, image_seeds
@@ -22,6 +23,7 @@ ALL: tuple[Solver, ...] = (
     DDPM("large"),
     Euler(),
     Heun(),
+    HeunChurn(),
     DPMSolverPP(1),
     DPMSolverPP(2),
 )
@@ -34,6 +36,7 @@ __all__ = [
     "DPMSolverPP",
     "Euler",
     "Heun",
+    "HeunChurn",
     "Noise",
     "PerImage",
     "Solver",
