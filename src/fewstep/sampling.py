@@ -34,6 +34,9 @@ SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "heun": lambda eta, n: solvers.Heun(),
     "heun-churn": lambda eta, n: solvers.HeunChurn(steps=n),
     "dpmpp": lambda eta, n: solvers.DPMSolverPP(2),
+    "dpmpp3": lambda eta, n: solvers.DPMSolverPP(3, steps=n),
+    "dpmpp3-legacy": lambda eta, n: solvers.DPMSolverPP(3, legacy=True, steps=n),
+    "dpmpp-2s": lambda eta, n: solvers.DPMSolverPP2S(),
 }
 """Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
 the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""

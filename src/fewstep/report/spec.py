@@ -26,6 +26,9 @@ TITLES: Mapping[str, str] = {
     "heun": "Heun",
     "heun-churn": "Heun with churn",
     "dpmpp": "DPM-Solver++(2M)",
+    "dpmpp3": "DPM-Solver++(3M)",
+    "dpmpp3-legacy": "DPM-Solver++(3M), legacy",
+    "dpmpp-2s": "DPM-Solver++(2S)",
 }
 """What people call the samplers."""
 

@@ -1,7 +1,8 @@
 """Solvers, grids and the loop that samples.
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
-(`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP` (`multistep`).
+(`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
+`DPMSolverPP2S` (`multistep`).
 A grid is a tensor of times (`grids`). `sample` iterates over steps, `generate` returns images,
 `nfe` counts network evaluations, `PerImage` is the noise of a batch.
 """
@@ -10,7 +11,7 @@ from fewstep.solvers import grids
 from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.churn import HeunChurn
 from fewstep.solvers.ddim import DDIM, DDPM
-from fewstep.solvers.multistep import DPMSolverPP
+from fewstep.solvers.multistep import DPMSolverPP, DPMSolverPP2S
 from fewstep.solvers.noise import PerImage, image_seeds
 from fewstep.solvers.runge_kutta import Euler, Heun
 from fewstep.solvers.sample import Step, generate, nfe, sample
@@ -26,6 +27,8 @@ ALL: tuple[Solver, ...] = (
     HeunChurn(),
     DPMSolverPP(1),
     DPMSolverPP(2),
+    DPMSolverPP(3),
+    DPMSolverPP2S(),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
 
@@ -34,6 +37,7 @@ __all__ = [
     "DDIM",
     "DDPM",
     "DPMSolverPP",
+    "DPMSolverPP2S",
     "Euler",
     "Heun",
     "HeunChurn",
