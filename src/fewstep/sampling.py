@@ -37,6 +37,8 @@ SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "dpmpp3": lambda eta, n: solvers.DPMSolverPP(3, steps=n),
     "dpmpp3-legacy": lambda eta, n: solvers.DPMSolverPP(3, legacy=True, steps=n),
     "dpmpp-2s": lambda eta, n: solvers.DPMSolverPP2S(),
+    "unipc": lambda eta, n: solvers.UniPC(3, steps=n),
+    "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
 }
 """Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
 the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""

@@ -29,6 +29,8 @@ TITLES: Mapping[str, str] = {
     "dpmpp3": "DPM-Solver++(3M)",
     "dpmpp3-legacy": "DPM-Solver++(3M), legacy",
     "dpmpp-2s": "DPM-Solver++(2S)",
+    "unipc": "UniPC-3",
+    "unipc2": "UniPC-2",
 }
 """What people call the samplers."""
 

@@ -2,7 +2,7 @@
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
 (`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
-`DPMSolverPP2S` (`multistep`).
+`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`).
 A grid is a tensor of times (`grids`). `sample` iterates over steps, `generate` returns images,
 `nfe` counts network evaluations, `PerImage` is the noise of a batch.
 """
@@ -15,6 +15,7 @@ from fewstep.solvers.multistep import DPMSolverPP, DPMSolverPP2S
 from fewstep.solvers.noise import PerImage, image_seeds
 from fewstep.solvers.runge_kutta import Euler, Heun
 from fewstep.solvers.sample import Step, generate, nfe, sample
+from fewstep.solvers.unipc import UniPC
 
 ALL: tuple[Solver, ...] = (
     DDIM(),
@@ -29,6 +30,9 @@ ALL: tuple[Solver, ...] = (
     DPMSolverPP(2),
     DPMSolverPP(3),
     DPMSolverPP2S(),
+    UniPC(1, "bh1"),
+    UniPC(2),
+    UniPC(3),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
 
@@ -45,6 +49,7 @@ __all__ = [
     "PerImage",
     "Solver",
     "Step",
+    "UniPC",
     "generate",
     "grids",
     "image_seeds",
