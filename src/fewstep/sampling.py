@@ -39,6 +39,8 @@ SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "dpmpp-2s": lambda eta, n: solvers.DPMSolverPP2S(),
     "unipc": lambda eta, n: solvers.UniPC(3, steps=n),
     "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
+    "deis": lambda eta, n: solvers.DEIS(3),
+    "ipndm": lambda eta, n: solvers.IPNDM(4),
 }
 """Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
 the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""

@@ -15,7 +15,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
 from fewstep.reverse import posterior
 from fewstep.shapes import Number, like
-from fewstep.solvers import DDIM, DDPM, DPMSolverPP, Euler, Heun, Solver, grids
+from fewstep.solvers import DDIM, DDPM, IPNDM, DPMSolverPP, Euler, Heun, Solver, grids
 from laws.cases import (
     DETERMINISTIC,
     PROCESSES,
@@ -59,14 +59,15 @@ def test_the_declared_order_is_the_measured_order(p: Process, kind: str) -> None
 
     Judged by 1024 steps of a Runge-Kutta method of order 4, good to 4e-12. The first step is taken
     in nine that double, so that multistep methods show their order and not that of their start.
-    Orders above 2 show at 640 steps, and only where the grid is smooth in log-SNR. A table is
+    Orders above 2 show at 640 steps, and only where the grid is smooth in log-SNR; iPNDM
+    has its own only on grids that are uneven in sigma / alpha. A table is
     left out: it is piecewise linear in the angle, where no order is promised.
     """
     x = normal(6, 2) * math.hypot(p.alpha(interval(p)[0]), p.sigma(interval(p)[0])) * 1.2
     exact = mixture(p)
     want = truth(exact, x, levels(p, 1, kind), 1024)
     for solver in DETERMINISTIC:
-        if solver.order > 2 and kind == "t":
+        if kind == "t" and (solver.order > 2 or isinstance(solver, IPNDM)):
             continue
         a, b = (
             float((walk(exact, x, started(levels(p, n, kind)), solver) - want).norm())

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep import shapes
 from fewstep.errors import UsageError
 from fewstep.process import EDM, VP, Process, Tabulated
+from fewstep.shapes import Number
 from fewstep.solvers import DPMSolverPP, UniPC, grids
 from laws.cases import PROCESSES, largest, mixture, normal, walk
 
@@ -111,7 +113,30 @@ def test_a_grid_that_ends_clean_and_one_that_starts_blind() -> None:
         assert carry is None
 
 
+class Straight(Process):
+    """A straight line from the data to noise without a trace of signal."""
+
+    def alpha(self, t: Number) -> Number:
+        return 1 - t
+
+    def sigma(self, t: Number) -> Number:
+        return t
+
+    def time(self, logsnr: Number) -> Number:
+        return 1 / (1 + shapes.exp(logsnr / 2))
+
+
+@pytest.mark.parametrize("bh", ["bh1", "bh2"])
+def test_the_step_from_pure_noise_is_not_corrected(bh: str) -> None:
+    exact, x = mixture(Straight()), normal(4, 2)
+    first, carry = UniPC(2, bh).step(exact, x, 1.0, 0.8)
+    second, _ = UniPC(2, bh).step(exact, first, 0.8, 0.5, carry=carry)
+    plain, _ = UniPC(1, bh).step(exact, first, 0.8, 0.5)
+    assert largest(second, plain) < 1e-12
+
+
 def test_the_last_steps_take_fewer_points() -> None:
+    """And corrections follow them: older predictions than the step had change nothing."""
     p, times = VP(), grids.uniform(6, 0.9, 0.1)
     x, carry, other = normal(4, 2), None, None
     whole = lower = x
@@ -120,6 +145,11 @@ def test_the_last_steps_take_fewer_points() -> None:
         lower, other = UniPC(3, steps=6).step(mixture(p), lower, t, s, carry=other)
         assert torch.equal(whole, lower) == (k < 4)
         assert other.points == (1, 2, 3, 3, 2, 1)[k]
+        if k == 4:
+            short = other._replace(past=other.past._replace(nodes=other.past.nodes[:2]))
+            end = UniPC(3, steps=6).step(mixture(p), lower, s, 0.05, carry=short)[0]
+            same = UniPC(3, steps=6).step(mixture(p), lower, s, 0.05, carry=other)[0]
+            assert torch.equal(end, same)
 
 
 def test_what_unipc_refuses() -> None:

@@ -31,6 +31,8 @@ TITLES: Mapping[str, str] = {
     "dpmpp-2s": "DPM-Solver++(2S)",
     "unipc": "UniPC-3",
     "unipc2": "UniPC-2",
+    "deis": "DEIS-3",
+    "ipndm": "iPNDM-4",
 }
 """What people call the samplers."""
 

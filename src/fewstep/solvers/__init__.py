@@ -2,12 +2,13 @@
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
 (`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
-`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`).
+`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`).
 A grid is a tensor of times (`grids`). `sample` iterates over steps, `generate` returns images,
 `nfe` counts network evaluations, `PerImage` is the noise of a batch.
 """
 
 from fewstep.solvers import grids
+from fewstep.solvers.adams import DEIS, IPNDM
 from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.churn import HeunChurn
 from fewstep.solvers.ddim import DDIM, DDPM
@@ -33,6 +34,8 @@ ALL: tuple[Solver, ...] = (
     UniPC(1, "bh1"),
     UniPC(2),
     UniPC(3),
+    DEIS(3),
+    IPNDM(),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
 
@@ -40,6 +43,8 @@ __all__ = [
     "ALL",
     "DDIM",
     "DDPM",
+    "DEIS",
+    "IPNDM",
     "DPMSolverPP",
     "DPMSolverPP2S",
     "Euler",

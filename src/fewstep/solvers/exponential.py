@@ -30,12 +30,12 @@ class Node(NamedTuple):
 class History(NamedTuple):
     """How many steps are done and the last nodes, newest first."""
 
-    count: int = 0
+    done: int = 0
     nodes: tuple[Node, ...] = ()
 
     def then(self, node: Node, keep: int) -> "History":
         """Return the history after one more step, of at most `keep` nodes."""
-        return History(self.count + 1, (node, *self.nodes)[:keep])
+        return History(self.done + 1, (node, *self.nodes)[:keep])
 
 
 def half_logsnr(alpha: Number, sigma: Number) -> Number:

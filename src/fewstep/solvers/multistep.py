@@ -4,6 +4,7 @@ Predicting x0 rather than eps keeps the method stable under guidance. The multis
 one evaluation per step and extrapolates with past ones, the singlestep method takes two.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -137,7 +138,7 @@ class DPMSolverPP2S(Solver):
         if isinstance(middle, Tensor):  # of a batch of steps, some may end on clean data
             whole = middle.isfinite()
             m = torch.where(whole, torch.as_tensor(process.time(2 * middle)), torch.as_tensor(t))
-        elif middle - middle != 0:  # infinite
+        elif math.isinf(middle):
             return p.at(alpha_s, sigma_s), None
         else:
             whole, m = None, process.time(2 * middle)
@@ -160,7 +161,7 @@ def lowered(order: int, past: History, steps: int) -> int:
         past: with the step that is being taken.
         steps: number of steps of the grid, 0 = not known.
     """
-    return max(1, min(order, steps - past.count + 1)) if steps else order
+    return max(1, min(order, steps - past.done + 1)) if steps else order
 
 
 def check_start(solver: Solver, process: Process, times: list[float]) -> None:

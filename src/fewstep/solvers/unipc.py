@@ -1,5 +1,6 @@
 """UniPC: the exponential multistep method with a corrector that costs no evaluation."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -121,7 +122,7 @@ class UniPC(Solver):
         weight = end[0] - shrink * start[0]
         out = scaled_sum(like(shrink, x), x, like(weight, x), nodes[0].value)
         h = half_logsnr(*end) - nodes[0].place
-        if len(nodes) == 1 or (not isinstance(h, Tensor) and h - h != 0):
+        if len(nodes) == 1 or (not isinstance(h, Tensor) and math.isinf(h)):
             return out
         m = moments(h, len(nodes) - 1)
         if len(nodes) == 2:
