@@ -2,12 +2,12 @@
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
 (`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
-`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`).
-A grid is a tensor of times (`grids`). `sample` iterates over steps, `generate` returns images,
-`nfe` counts network evaluations, `PerImage` is the noise of a batch.
+`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`). A grid is a tensor of
+times (`grids`, `levels`). `sample` iterates over steps, `generate` returns images, `nfe` counts
+network evaluations, `PerImage` is the noise of a batch.
 """
 
-from fewstep.solvers import grids
+from fewstep.solvers import grids, levels
 from fewstep.solvers.adams import DEIS, IPNDM
 from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.churn import HeunChurn
@@ -58,6 +58,7 @@ __all__ = [
     "generate",
     "grids",
     "image_seeds",
+    "levels",
     "nfe",
     "sample",
 ]

@@ -144,7 +144,7 @@ class DPMSolverPP2S(Solver):
             whole, m = None, process.time(2 * middle)
         x0 = denoiser(p.at(*(like(c, x) for c in process.levels(m))), m, cond).x0
         if whole is not None:
-            x0 = torch.where(like(whole, x) > 0, x0, p.x0)
+            x0 = torch.where(torch.as_tensor(like(whole, x)) > 0, x0, p.x0)
         ratio = like(process.sigma(s) / process.sigma(t), x)
         return scaled_sum(ratio, x, alpha_s - ratio * like(process.alpha(t), x), x0), None
 
