@@ -25,17 +25,25 @@ from fewstep.steer import DIALS, REFINING, Steer, Weak, guided
 MAX_STEPS = 100_000
 """More sampling steps than this are taken for a slip of the keyboard."""
 
-SAMPLERS: Mapping[str, Callable[[float], solvers.Solver]] = {
-    "ddim": solvers.DDIM,
-    "ddpm": lambda eta: solvers.DDPM("small"),
-    "ddpm-large": lambda eta: solvers.DDPM("large"),
-    "ddpm-learned": lambda eta: solvers.DDPM("learned"),
-    "euler": lambda eta: solvers.Euler(),
-    "heun": lambda eta: solvers.Heun(),
-    "dpmpp": lambda eta: solvers.DPMSolverPP(2),
+SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
+    "ddim": lambda eta, n: solvers.DDIM(eta),
+    "ddpm": lambda eta, n: solvers.DDPM("small"),
+    "ddpm-large": lambda eta, n: solvers.DDPM("large"),
+    "ddpm-learned": lambda eta, n: solvers.DDPM("learned"),
+    "euler": lambda eta, n: solvers.Euler(),
+    "heun": lambda eta, n: solvers.Heun(),
+    "heun-churn": lambda eta, n: solvers.HeunChurn(steps=n),
+    "dpmpp": lambda eta, n: solvers.DPMSolverPP(2),
+    "dpmpp3": lambda eta, n: solvers.DPMSolverPP(3, steps=n),
+    "dpmpp3-legacy": lambda eta, n: solvers.DPMSolverPP(3, legacy=True, steps=n),
+    "dpmpp-2s": lambda eta, n: solvers.DPMSolverPP2S(),
+    "unipc": lambda eta, n: solvers.UniPC(3, steps=n),
+    "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
+    "deis": lambda eta, n: solvers.DEIS(3),
+    "ipndm": lambda eta, n: solvers.IPNDM(4),
 }
-"""Names of the samplers; each makes a solver from eta. "ddpm-large" is the talk's sigma-hat,
-"ddpm-learned" for networks with a learned variance."""
+"""Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
+the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""
 
 SPACINGS = ("even", "karras", "logsnr", *grids.SPACINGS)
 """Names of the grids: even in t, in noise level or in log-SNR, or a subset of the T steps."""
@@ -125,8 +133,8 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
             "recipe); take ddpm or ddpm-large"
         )
     denoiser = guided(model, sampling, steer)
-    solver = SAMPLERS[name](sampling.eta)
     times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
+    solver = SAMPLERS[name](sampling.eta, len(times) - 1)
     solver.check(denoiser.process, times.tolist())
     return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
 

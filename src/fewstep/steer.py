@@ -264,10 +264,10 @@ def _check(s: Sampling, steer: Steer | Weak | None) -> None:
     said = dials(s)
     if "momentum" in said and "apg" not in said:
         raise UsageError(f"momentum {said['momentum']}: belongs to apg; give apg with it")
-    if "momentum" in said and s.sampler == "heun":
+    if "momentum" in said and s.sampler in ("heun", "heun-churn"):
         raise UsageError(
-            f"momentum {said['momentum']}: the sampler heun asks twice at one time, which begins "
-            "the running sum anew; take ddim or dpmpp"
+            f"momentum {said['momentum']}: the sampler {s.sampler} asks twice at one time, which "
+            "begins the running sum anew; take ddim or dpmpp"
         )
     if "rescale" in said and "apg" in said:
         raise UsageError("rescale and apg: both bring contrast back; give one of them")

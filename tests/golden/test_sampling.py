@@ -6,6 +6,7 @@ compared within the tolerance that the file states. `FEWSTEP_GOLDEN` names anoth
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from fewstep.exact import Mixture
 from fewstep.objectives import Chain
 from fewstep.prediction import Prediction
 from fewstep.process import EDM, Tabulated
-from fewstep.solvers import DDIM, DDPM, Heun, Solver, grids
+from fewstep.solvers import DDIM, DDPM, HeunChurn, Solver, grids
 
 DIRECTORY = Path(os.environ.get("FEWSTEP_GOLDEN") or Path(__file__).parent / "data")
 Case = tuple[dict[str, Any], dict[str, Tensor]]
@@ -257,12 +258,10 @@ def check_losses(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 
 def check_heun(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """EDM's deterministic sampler on an exact mixture, float64."""
+    """EDM's sampler, with and without churn, on an exact mixture, float64."""
     given = dict(settings["settings"])
-    if given.pop("S_churn", 0):
-        pytest.skip("churn: not offered yet")
-    for unused in ("S_min", "S_max", "S_noise"):  # they only shape the churn
-        given.pop(unused, None)
+    churn = [float(given.pop(f"S_{n}", d)) for n, d in (("churn", 0), ("min", 0))]
+    churn += [float(given.pop(f"S_{n}", d)) for n, d in (("max", math.inf), ("noise", 1))]
     high = float(given.pop("sigma_max", 80.0))
     p = EDM(high)
     times = grids.karras(
@@ -274,9 +273,12 @@ def check_heun(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     )
     assert not given, f"settings that this test does not know: {sorted(given)}"
     unit = tensors["x_T_unit"]
+    solver = HeunChurn(churn[0], len(times) - 1, *churn[1:])
     means = tensors["gmm.mu"].reshape(-1, *unit.shape[1:])
     denoiser = Mixture(p, means, tensors["gmm.s"], weights=tensors["gmm.pi"])
-    run = Played(denoiser, unit * high, times, Heun(), None)
+    run = Played(
+        denoiser, unit * high, times, solver, tensors["noise"] if solver.stochastic else None
+    )
     check("out", run.x[-1], tensors["out"], settings["tolerance"])
 
 
@@ -322,7 +324,7 @@ ELSEWHERE = (
     "adm_",
     "annealed_langevin",
     "consistency_sample",
-    "edm_ablation_",
+    "edm_ablation_",  # Euler and Heun in another variable than sigma / alpha
     "glide_",
     "losses_consistency",
     "losses_dsm",

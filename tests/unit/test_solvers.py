@@ -47,8 +47,8 @@ def test_names_the_largest_legal_eta() -> None:
 def test_refuses_unknown_settings_of_solvers() -> None:
     with pytest.raises(UsageError, match="allowed are small, large and learned"):
         DDPM("medium")
-    with pytest.raises(UsageError, match="allowed are 1 and 2"):
-        DPMSolverPP(3)
+    with pytest.raises(UsageError, match="allowed are 1, 2 and 3"):
+        DPMSolverPP(4)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,15 @@ TITLES: Mapping[str, str] = {
     "ddpm-learned": "DDPM, learned variance",
     "euler": "Euler",
     "heun": "Heun",
+    "heun-churn": "Heun with churn",
     "dpmpp": "DPM-Solver++(2M)",
+    "dpmpp3": "DPM-Solver++(3M)",
+    "dpmpp3-legacy": "DPM-Solver++(3M), legacy",
+    "dpmpp-2s": "DPM-Solver++(2S)",
+    "unipc": "UniPC-3",
+    "unipc2": "UniPC-2",
+    "deis": "DEIS-3",
+    "ipndm": "iPNDM-4",
 }
 """What people call the samplers."""
 

@@ -1,18 +1,22 @@
 """Solvers, grids and the loop that samples.
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
-(`ddim`), `Euler`, `Heun` (`runge_kutta`), `DPMSolverPP` (`multistep`). A grid is a tensor of
-times (`grids`). `sample` iterates over steps, `generate` returns images, `nfe` counts network
-evaluations, `PerImage` is the noise of a batch.
+(`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
+`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`). A grid is a tensor of
+times (`grids`, `levels`). `sample` iterates over steps, `generate` returns images, `nfe` counts
+network evaluations, `PerImage` is the noise of a batch.
 """
 
-from fewstep.solvers import grids
+from fewstep.solvers import grids, levels
+from fewstep.solvers.adams import DEIS, IPNDM
 from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.churn import HeunChurn
 from fewstep.solvers.ddim import DDIM, DDPM
-from fewstep.solvers.multistep import DPMSolverPP
+from fewstep.solvers.multistep import DPMSolverPP, DPMSolverPP2S
 from fewstep.solvers.noise import PerImage, image_seeds
 from fewstep.solvers.runge_kutta import Euler, Heun
 from fewstep.solvers.sample import Step, generate, nfe, sample
+from fewstep.solvers.unipc import UniPC
 
 ALL: tuple[Solver, ...] = (
     DDIM(),
@@ -22,8 +26,16 @@ ALL: tuple[Solver, ...] = (
     DDPM("large"),
     Euler(),
     Heun(),
+    HeunChurn(),
     DPMSolverPP(1),
     DPMSolverPP(2),
+    DPMSolverPP(3),
+    DPMSolverPP2S(),
+    UniPC(1, "bh1"),
+    UniPC(2),
+    UniPC(3),
+    DEIS(3),
+    IPNDM(),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
 
@@ -31,16 +43,22 @@ __all__ = [
     "ALL",
     "DDIM",
     "DDPM",
+    "DEIS",
+    "IPNDM",
     "DPMSolverPP",
+    "DPMSolverPP2S",
     "Euler",
     "Heun",
+    "HeunChurn",
     "Noise",
     "PerImage",
     "Solver",
     "Step",
+    "UniPC",
     "generate",
     "grids",
     "image_seeds",
+    "levels",
     "nfe",
     "sample",
 ]

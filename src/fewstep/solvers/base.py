@@ -82,3 +82,13 @@ def draw(noise: Noise | None, x: Tensor, solver: Solver) -> Tensor:
     if noise is None:
         raise ValueError(f"{solver} is stochastic: give noise=..., for example noise.PerImage")
     return noise(x)
+
+
+def check_finite(solver: Solver, process: Process, times: list[float]) -> None:
+    """Refuse pure noise, where r is infinite and dy/dr has no meaning."""
+    for t in (times[0], times[-1]):
+        if process.alpha(t) < 1e-12 * process.sigma(t):
+            raise UsageError(
+                f"{solver} at t = {t:g}: no signal is left there (zero terminal SNR), so that "
+                "sigma / alpha is infinite; use DDIM or DPM-Solver++"
+            )

@@ -14,10 +14,9 @@ from torch import Tensor
 from fewstep import shapes
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
-from fewstep.errors import UsageError
 from fewstep.process import Process
 from fewstep.shapes import Number, like
-from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.base import Noise, Solver, check_finite
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Euler(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
-        _check_finite(self, process, times)
+        check_finite(self, process, times)
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,7 @@ class Heun(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
-        _check_finite(self, process, times)
-
-
-def _check_finite(solver: Solver, process: Process, times: list[float]) -> None:
-    """Refuse pure noise, where r is infinite and dy/dr has no meaning."""
-    for t in (times[0], times[-1]):
-        if process.alpha(t) < 1e-12 * process.sigma(t):
-            raise UsageError(
-                f"{solver} at t = {t:g}: no signal is left there (zero terminal SNR), so that "
-                "sigma / alpha is infinite; use DDIM or DPM-Solver++"
-            )
+        check_finite(self, process, times)
 
 
 def _line(denoiser: Denoiser, x: Tensor, t: Number, s: Number) -> tuple[Number, Number]:

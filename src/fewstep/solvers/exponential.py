@@ -1,0 +1,108 @@
+"""What the multistep exponential integrators share: past predictions and the integral over one.
+
+In half log-SNR, lam = ln(alpha / sigma), the linear part of the ODE is solved exactly and
+
+    x_s = sigma_s / sigma_t x_t + alpha_s int_0^h e^(u - h) x0(lam_t + u) du,    h = lam_s - lam_t,
+    x_s = alpha_s / alpha_t x_t + sigma_s int_0^h e^(u - h) eps(-lam_t + u) du,  h = lam_t - lam_s
+
+are one formula: the methods differ in the polynomial that stands for the prediction.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep import shapes
+from fewstep.shapes import Number, like
+
+
+class Node(NamedTuple):
+    """A prediction and its place, lam or -lam (a float or shape (B,))."""
+
+    place: Number
+    value: Tensor
+
+
+class History(NamedTuple):
+    """How many steps are done and the last nodes, newest first."""
+
+    done: int = 0
+    nodes: tuple[Node, ...] = ()
+
+    def then(self, node: Node, keep: int) -> "History":
+        """Return the history after one more step, of at most `keep` nodes."""
+        return History(self.done + 1, (node, *self.nodes)[:keep])
+
+
+def half_logsnr(alpha: Number, sigma: Number) -> Number:
+    """Return ln(alpha / sigma), -inf at pure noise and inf at clean data."""
+    return shapes.log(alpha) - shapes.log(sigma)
+
+
+def moments(h: Number, n: int) -> list[Number]:
+    """Return int_0^h e^(u - h) u^k du for k = 0 .. n.
+
+    M_0 = 1 - e^-h and M_k = h^k - k M_(k-1), which cancels for short steps: below 1 the series
+    h^(k+1) sum_j (-h)^j k! / (k + j + 1)! is taken.
+
+    Args:
+        h: length of the step, a float or shape (B,), of either sign.
+        n: highest power, >= 0.
+
+    Returns:
+        n + 1 numbers in the form of h.
+    """
+    short = h.abs() < 1 if isinstance(h, Tensor) else abs(h) < 1
+    long_way: list[Number] = [-shapes.expm1(-h)]
+    for k in range(1, n + 1):
+        long_way.append(h**k - k * long_way[-1])
+    if isinstance(short, Tensor):
+        pairs = zip(long_way, _series(h, n), strict=True)
+        return [torch.where(short, torch.as_tensor(b), torch.as_tensor(a)) for a, b in pairs]
+    return _series(h, n) if short else long_way
+
+
+def _series(h: Number, n: int) -> list[Number]:
+    out: list[Number] = []
+    for k in range(n + 1):
+        total: Number = 0.0 * h
+        for j in reversed(range(20)):
+            total = total * -h + math.factorial(k) / math.factorial(k + j + 1)
+        out.append(total * h ** (k + 1))
+    return out
+
+
+def bend(nodes: Sequence[Node], scale: Number, weights: Sequence[Number]) -> Tensor | float:
+    """Return scale sum_k weights_k c_k, c the coefficients of the polynomial through the nodes.
+
+    The polynomial is P(u) = c_0 + c_1 u + ... with u = 0 at the first node; c_0 is left out, as
+    steps of order one are written apart. With weights = `moments` this is the exact integral
+    of e^(u - h) (P(u) - P(0)).
+
+    Args:
+        nodes: different places; the last one may be pure noise (-inf) and then weighs nothing.
+        scale: factor of the sum, a float or shape (B,).
+        weights: what stands for u^k, at least one per node.
+
+    Returns:
+        shape of the predictions, 0.0 for a single node.
+    """
+    total: Tensor | float = 0.0
+    basis: list[Number] = [0.0, 1.0]  # coefficients of u, u (u - u_1), ...
+    differences = [node.value for node in nodes]
+    for k in range(1, len(nodes)):
+        differences = [
+            (b - a) * like(shapes.divide(1.0, nodes[i + k].place - nodes[i].place), a)
+            for i, (a, b) in enumerate(pairwise(differences))
+        ]
+        weight = scale * sum(b * w for b, w in zip(basis, weights, strict=False))
+        if isinstance(weight, Tensor):  # of a batch of steps, some may end on clean data
+            weight = weight.nan_to_num(0.0, 0.0, 0.0)
+        total = total + like(weight, differences[0]) * differences[0]
+        u = nodes[k].place - nodes[0].place
+        basis = [a - u * b for a, b in zip([0.0, *basis], [*basis, 0.0], strict=True)]
+    return total
