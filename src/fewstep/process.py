@@ -392,8 +392,8 @@ def from_description(description: dict[str, Any]) -> Process:
     if name not in known:
         raise UsageError(f'process "{name}": allowed are {", ".join(known)}{suggest(name, known)}')
     values = {key: value for key, value in description.items() if key != "name"}
-    # every leaf is a dataclass, which the base class does not say
-    fields = known[name].__dataclass_fields__  # pyright: ignore[reportAttributeAccessIssue]
+    kind: Any = known[name]  # every leaf is a dataclass, which the base class does not say
+    fields = kind.__dataclass_fields__
     for key in values:
         if key not in fields:
             raise UsageError(f"process {name} has no parameter {key!r}{suggest(key, fields)}")

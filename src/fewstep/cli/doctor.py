@@ -16,8 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fewstep.cli import options
 from fewstep.cli.console import command
 
@@ -47,12 +45,7 @@ class Finding:
 
 @app.command()
 def doctor(
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", parser=options.choice("human", "json"), metavar="human|json", help="result"
-        ),
-    ] = "human",
+    form: Annotated[str, options.FORMAT] = "human",
 ) -> int:
     """Look at this machine and this installation; exit 6 if something is wrong."""
     findings = [_versions(), _device(), _memory(), _disk(), *_models(), *_extras(), _self_test()]

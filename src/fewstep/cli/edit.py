@@ -36,10 +36,6 @@ OUT = typer.Option("-o", "--out", metavar="FILE", help="the .png; by default a n
 SCALE = typer.Option(
     parser=options.whole(1, 64), metavar="K", help="enlarge pixels; 1 = as they are"
 )
-DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")
-FORMAT = typer.Option(
-    "--format", parser=options.choice("human", "json"), metavar="human|json", help="result"
-)
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,8 @@ def encode(  # budget: table
     spacing: Annotated[str | None, SPACING] = None,
     out: Annotated[str | None, OUT] = None,
     scale: Annotated[int | None, SCALE] = None,
-    device: Annotated[str, DEVICE] = "auto",
-    form: Annotated[str, FORMAT] = "human",
+    device: Annotated[str, options.DEVICE] = "auto",
+    form: Annotated[str, options.FORMAT] = "human",
 ) -> None:
     """Encode an image into the noise that DDIM makes it from, and decode it again.
 
@@ -127,7 +123,7 @@ def interpolate(  # budget: table
     spacing: Annotated[str | None, SPACING] = None,
     out: Annotated[str | None, OUT] = None,
     scale: Annotated[int | None, SCALE] = None,
-    device: Annotated[str, DEVICE] = "auto",
+    device: Annotated[str, options.DEVICE] = "auto",
 ) -> None:
     """Walk between the noises of two images, along the great circle.
 

@@ -90,12 +90,7 @@ def evaluate(  # budget: table
     ] = None,
     batch_size: Annotated[int | None, judged.BATCH] = None,
     device: Annotated[str, judged.DEVICE] = "auto",
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", parser=options.choice("human", "json"), metavar="human|json", help="result"
-        ),
-    ] = "human",
+    form: Annotated[str, options.FORMAT] = "human",
 ) -> None:
     """Measure a model, or images that were made elsewhere, under a named protocol.
 

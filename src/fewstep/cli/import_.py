@@ -55,12 +55,7 @@ def import_(  # budget: table
             help="for a model that reads text: GPT-2's tokenizer.json, or vocab.bpe (merges.txt)",
         ),
     ] = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", parser=options.choice("human", "json"), metavar="human|json", help="result"
-        ),
-    ] = "human",
+    form: Annotated[str, options.FORMAT] = "human",
 ) -> None:
     """Make a model of a published checkpoint, or of your own from the same programs.
 
@@ -91,7 +86,7 @@ def _import(  # budget: table
     from fewstep.interop import catalog, importing, weights
     from fewstep.train import checkpoint
 
-    if name is not None and name.suffix in (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"):
+    if name is not None and name.suffix.lower() in checkpoint.PICKLES:
         raise UsageError(f"--as {name}: a model is a folder; leave {name.suffix} out of its name")
     file = file.expanduser()
     state = weights.read(file)

@@ -67,6 +67,12 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")
+FORMAT = typer.Option(
+    "--format", parser=choice("human", "json"), metavar="human|json", help="result"
+)
+
+
 def steps(word: str) -> int:
     """Return a number of sampling steps."""
     from fewstep.sampling import MAX_STEPS  # here: it needs torch, and help must not

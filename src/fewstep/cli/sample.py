@@ -136,17 +136,12 @@ def sample(  # budget: table
             parser=options.whole(1, 64), metavar="K", help="enlarge pixels; 1 = as they are"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")] = "auto",
+    device: Annotated[str, options.DEVICE] = "auto",
     explain: Annotated[
         bool,
         typer.Option("--explain", help="print the times and the cost; sample only if -o is given"),
     ] = False,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format", parser=options.choice("human", "json"), metavar="human|json", help="result"
-        ),
-    ] = "human",
+    form: Annotated[str, options.FORMAT] = "human",
 ) -> None:
     """Make images with a model.
 

@@ -13,6 +13,7 @@ weights are under the MIT licence; their model cards state what the weights are 
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
@@ -225,10 +226,8 @@ def _value(word: str) -> Any:
     if word.lower() in ("true", "false", "yes", "no", "t", "f", "y", "n"):
         return word.lower() in ("true", "yes", "t", "y")
     for kind in (int, float):
-        try:
+        with suppress(ValueError):  # then it is the next kind, or text
             return kind(word)
-        except ValueError:
-            pass
     return word
 
 

@@ -25,6 +25,7 @@ from fewstep.train import sealed
 from fewstep.train.sealed import STEP, Checkpoint, Part, aside, load, verify, write
 
 __all__ = [
+    "PICKLES",
     "Checkpoint",
     "Part",
     "listed",
@@ -41,7 +42,8 @@ __all__ = [
 ]
 
 MODEL, WEIGHTS = "model.json", "weights.safetensors"
-_PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
+PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
+"""Endings of files that may run code when they are opened."""
 
 
 def save_model(
@@ -96,7 +98,7 @@ def refuse_pickle(path: Path) -> None:
     Raises:
         UsageError: it is; it may run code when it is opened.
     """
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise UsageError(
             f"{path}: {path.suffix} files may run code when opened and are never loaded; "
             "convert it to a model folder (safetensors and JSON) first"

@@ -49,8 +49,8 @@ class EMA:
         in every step, which takes three times as long as the one kernel that does the work.
         """
         weight = 1 - decay_at(self.updates, self.decay)
-        # not in torch's list of public names, though documented with torch.optim's foreach
-        torch._foreach_lerp_(*self._parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
+        lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage] -- no public name
+        lerp(*self._parameters, weight)
         for average, current in zip(*self._buffers, strict=True):
             average.copy_(current)
         self._average.n_averaged += 1
