@@ -324,7 +324,7 @@ ELSEWHERE = (
     "adm_",
     "annealed_langevin",
     "consistency_sample",
-    "edm_ablation_",  # Euler and Heun in another variable than sigma / alpha
+    "edm_ablation_",
     "glide_",
     "losses_consistency",
     "losses_dsm",

@@ -2,11 +2,12 @@
 
 In the coordinates y = x / alpha and r = sigma / alpha the ODE of every process is dy/dr = eps:
 a straight line wherever the prediction does not change. `Euler` follows it with one evaluation
-per step and is DDIM(0) by another road; `Heun` corrects with a second one.
+per step and is DDIM(0) by another road; `Heun` corrects with a second one. Programs older than
+these coordinates step dx/dt in the time t of their process; with `variable="t"` so do these.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,14 +19,23 @@ from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver, check_finite
 
+Variable = Literal["ratio", "t"]
+"""What a step is straight in: x / alpha along r = sigma / alpha, or x along the process's t."""
+
 
 @dataclass(frozen=True)
 class Euler(Solver):
     """Follow the tangent: x_s / alpha_s = x_t / alpha_t + (r_s - r_t) eps.
 
+    Args:
+        variable: "ratio", or "t" for x_s = x_t + (s - t) dx/dt, the step of score_sde's
+            probability flow, which is worse: table 2 of Karras et al.
+
     Source: Song et al., 2021, eq. 13-14 (arXiv 2010.02502); Karras et al., 2022, algorithm 1
         without the correction (arXiv 2206.00364).
     """
+
+    variable: Variable = "ratio"
 
     def step(
         self,
@@ -39,6 +49,8 @@ class Euler(Solver):
     ) -> tuple[Tensor, Any]:
         """Return x_s; see `Solver.step`."""
         del carry, noise
+        if self.variable == "t":
+            return x + like(s - t, x) * _rate(denoiser, x, t, cond), None
         eps = denoiser(x, t, cond).eps
         ratio, dr = _line(denoiser, x, t, s)
         return ratio * x + dr * eps, None
@@ -55,8 +67,13 @@ class Heun(Solver):
     A step that ends on clean data has no slope there and stays an Euler step, so that n steps
     cost 2 n - 1 evaluations.
 
+    Args:
+        variable: see `Euler`.
+
     Source: Karras et al., 2022, algorithm 1 (arXiv 2206.00364).
     """
+
+    variable: Variable = "ratio"
 
     order: ClassVar[int] = 2
     evals: ClassVar[int] = 2
@@ -73,16 +90,26 @@ class Heun(Solver):
     ) -> tuple[Tensor, Any]:
         """Return x_s; see `Solver.step`."""
         del carry, noise
-        eps = denoiser(x, t, cond).eps
-        ratio, dr = _line(denoiser, x, t, s)
-        x_s = ratio * x + dr * eps
+        if self.variable == "t":
+            ratio, dr = 1.0, like(s - t, x)
+
+            def slope_at(x: Tensor, t: Number) -> Tensor:
+                return _rate(denoiser, x, t, cond)
+        else:
+            ratio, dr = _line(denoiser, x, t, s)
+
+            def slope_at(x: Tensor, t: Number) -> Tensor:
+                return denoiser(x, t, cond).eps
+
+        slope = slope_at(x, t)
+        x_s = ratio * x + dr * slope
         sigma_s = like(denoiser.process.sigma(s), x)
         if shapes.at_zero(sigma_s):
             return x_s, None
-        slope = (eps + denoiser(x_s, s, cond).eps) / 2
+        both = (slope + slope_at(x_s, s)) / 2
         if isinstance(sigma_s, Tensor):  # of a batch of steps, some may end on clean data
-            slope = torch.where(sigma_s > 0, slope, eps)
-        return ratio * x + dr * slope, None
+            both = torch.where(sigma_s > 0, both, slope)
+        return ratio * x + dr * both, None
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
@@ -94,3 +121,28 @@ def _line(denoiser: Denoiser, x: Tensor, t: Number, s: Number) -> tuple[Number, 
     process = denoiser.process
     ratio = shapes.divide(process.alpha(s), process.alpha(t))
     return like(ratio, x), like(process.sigma(s) - ratio * process.sigma(t), x)
+
+
+def _rate(denoiser: Denoiser, x: Tensor, t: Number, cond: Cond) -> Tensor:
+    """Return dx/dt = (ln alpha)' x + (sigma' - (ln alpha)' sigma) eps, shape of x."""
+    process = denoiser.process
+    eps = denoiser(x, t, cond).eps
+    with torch.enable_grad():
+        u = torch.as_tensor(t, dtype=torch.float64).detach().requires_grad_()
+        alpha, sigma = process.alpha(u), process.sigma(u)
+        growth = _derivative(alpha, u) / alpha
+        rise = _derivative(sigma, u) - growth * sigma
+    return _as(growth, t, x) * x + _as(rise, t, x) * eps
+
+
+def _derivative(value: Number, u: Tensor) -> Tensor:
+    """Return d value / d u, shape of u; 0 of what does not depend on it."""
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return torch.zeros_like(u)
+    return torch.autograd.grad(value.sum(), u, retain_graph=True)[0]
+
+
+def _as(c: Tensor, t: Number, x: Tensor) -> Number:
+    """Return a coefficient in the form of t, to multiply x."""
+    c = c.detach()
+    return like(c if isinstance(t, Tensor) else float(c), x)
