@@ -47,6 +47,7 @@ class Part(NamedTuple):
 PARTS = (
     Part("startup", ("I1", "I2"), 9, 3),
     Part("samplers", ("S1", "S4", "S2"), 151, 31),
+    Part("every_solver", ("S8",), 51, 11),
     Part("optimizer", ("G11",), 31, 7),
     Part("data_loading", ("D1",), 7, 3),
     Part("evaluation", ("E1", "E2", "E4"), 9, 3),

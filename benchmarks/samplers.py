@@ -69,12 +69,14 @@ class Constant(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(2)
         self.answer = nn.Buffer(torch.randn(BATCH, 2, generator=generator))
+        self.calls = 0
 
     def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.calls += 1
         return self.answer
 
 
-def _noise_level(process: Process, t: Number) -> Number:
+def noise_level(process: Process, t: Number) -> Number:
     """Tell the network sigma, as k-diffusion does."""
     return process.sigma(t)
 
@@ -86,18 +88,19 @@ def ours(
     label: Any,
     times: Tensor,
     solver: solvers.Solver,
+    noise: solvers.Noise | None = None,
 ) -> Sampler:
     """Return our sampler: x_T -> x_0."""
     denoiser = NetDenoiser(net, process, param, label)
 
     def run(x: Tensor) -> Tensor:
-        steps = solvers.sample(denoiser, tuple(x.shape), times, solver, x=x)
+        steps = solvers.sample(denoiser, tuple(x.shape), times, solver, x=x, noise=noise)
         return deque(steps, maxlen=1)[0].x
 
     return run
 
 
-def k_diffusion(name: str, net: nn.Module, sigmas: Tensor) -> Sampler:
+def k_diffusion(name: str, net: nn.Module, sigmas: Tensor, **settings: float) -> Sampler:
     """Return k-diffusion's sampler of that name.
 
     Raises:
@@ -110,7 +113,7 @@ def k_diffusion(name: str, net: nn.Module, sigmas: Tensor) -> Sampler:
         except ImportError as e:
             raise timing.Skip(f"k-diffusion is not installed ({e})") from e
     loop = getattr(sampling, f"sample_{name}")
-    return lambda x: loop(net, x, sigmas, disable=True)
+    return lambda x: loop(net, x, sigmas, disable=True, **settings)
 
 
 def diffusers_ddim(net: nn.Module, kept: list[int]) -> Sampler:
@@ -185,22 +188,22 @@ def exploding(rounds: int) -> list[timing.Row]:
     sigmas = (times * process.sigma_max).float()
     x = torch.randn(BATCH, 2, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     ddim, multistep = solvers.DDIM(), solvers.DPMSolverPP(2)
-    one = {"x0": ours(net, process, X0, _noise_level, times, ddim)}
-    one["dpmpp"] = ours(net, process, X0, _noise_level, times, multistep)
+    one = {"x0": ours(net, process, X0, noise_level, times, ddim)}
+    one["dpmpp"] = ours(net, process, X0, noise_level, times, multistep)
     one["k_euler"] = k_diffusion("euler", net, sigmas)
     one["k_dpmpp"] = k_diffusion("dpmpp_2m", net, sigmas)
     agree = _same(x, one["x0"], one["k_euler"]), _same(x, one["dpmpp"], one["k_dpmpp"])
     for param in (EPS, V):
-        one[repr(param)] = ours(net, process, param, _noise_level, times, ddim)
+        one[repr(param)] = ours(net, process, param, noise_level, times, ddim)
     cost = _overheads({k: lambda f=f: f(x) for k, f in one.items()}, net, rounds)
     free = Constant()
     bare = _bare(
-        ours(free, process, X0, _noise_level, times, ddim),
+        ours(free, process, X0, noise_level, times, ddim),
         k_diffusion("euler", free, sigmas),
         rounds,
     )
     bare_2m = _bare(
-        ours(free, process, X0, _noise_level, times, multistep),
+        ours(free, process, X0, noise_level, times, multistep),
         k_diffusion("dpmpp_2m", free, sigmas),
         rounds,
     )

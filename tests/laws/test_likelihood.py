@@ -133,3 +133,21 @@ def test_what_makes_no_sense_is_refused():
         rademacher(x, 0, generator())
     with pytest.raises(ValueError, match=r"\(2, 2\)"):
         log_density(exact, x, probes=x)
+
+
+@pytest.mark.parametrize("probes", [False, True])
+def test_an_adaptive_solver_agrees(probes):
+    """At a tolerance of 1e-6 with 192 steps of the fixed one."""
+    pytest.importorskip("torchdiffeq")
+    exact, x = Correlated(Cosine()), normal(4, 2)
+    v = rademacher(x, 2, generator(1)) if probes else None
+    want = log_density(exact, x, steps=192, probes=v)
+    got = log_density(exact, x, probes=v, tolerance=1e-6)
+    assert largest(got.nats, want.nats) < 1e-4
+    assert largest(got.error, want.error) < 1e-4
+    assert 20 < got.evaluations < 1000
+    coarse = log_density(exact, x, probes=v, tolerance=1e-3)
+    assert coarse.evaluations < got.evaluations
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(UsageError, match="tolerance"):
+            log_density(exact, x, tolerance=wrong)

@@ -36,6 +36,13 @@ def process(*words, cwd, **options):
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, **options)
 
 
+def run(*words, cwd):
+    """Run the command line as a process of its own; return exit code, stdout, stderr."""
+    started = process(*words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = started.communicate(timeout=100)
+    return started.returncode, out, err
+
+
 def refused(answer, code, *named):
     """Check an answer: this exit code, one line of error that names these, no traceback."""
     got, out, err = answer

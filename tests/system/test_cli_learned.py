@@ -3,7 +3,6 @@
 import gzip
 import json
 import struct
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from fewstep.nets import SuperRes, UNet, UNetConfig
 from fewstep.process import Cosine
 from fewstep.report import results
 from fewstep.train import checkpoint
-from tests.system.cli_runs import call, copy, process, refused, train_tiny
+from tests.system.cli_runs import call, copy, refused, run, train_tiny
 
 LEARNED = (
     "process.name=Tabulated", "process.betas=cosine", "process.steps=40", "param=EPS",
@@ -110,18 +109,11 @@ def test_mnist_trains_and_its_classifier_guides(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "two.png").is_file()
 
 
-def bits_per_dim(cwd, *words):
-    """Run the command as a process of its own; return its exit code, stdout, stderr."""
-    started = process("evaluate", *words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = started.communicate(timeout=100)
-    return started.returncode, out, err
-
-
 def test_the_bound_of_a_run(bound, tmp_path):
     """The command gives what the library gives, with its interval, and stores it."""
-    code, out, err = bits_per_dim(
-        tmp_path, bound, "--bits-per-dim", "--terms", 7, "-n", 60, "-o", "e", "--format", "json",
-        "--batch-size", 20,
+    code, out, err = run(
+        "evaluate", bound, "--bits-per-dim", "--terms", 7, "-n", 60, "-o", "e",
+        "--format", "json", "--batch-size", 20, cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, err
     assert "60 images (digits, held out), for each the first and 7 of the other steps of 40" in err

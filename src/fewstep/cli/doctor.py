@@ -29,6 +29,8 @@ _EXTRAS = {
     "report": ("matplotlib", "pictures of the report"),
     "eval": ("torch_fidelity", "FID, KID, precision and recall"),
     "parquet": ("pyarrow", "data from parquet files"),
+    "text": ("tokenizers", "models of texts"),
+    "likelihood": ("torchdiffeq", "likelihoods within a tolerance"),
 }
 _GIB = 1 << 30
 

@@ -88,6 +88,38 @@ def evaluate(  # budget: table
             help="of --bits-per-dim: steps of the chain evaluated for each image, 50",
         ),
     ] = None,
+    likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--likelihood",
+            help="bits per dimension of -n real held-out images by the probability-flow ODE; the "
+            "usual figures as well only where --protocol is given",
+        ),
+    ] = False,
+    ode_steps: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 100_000),
+            metavar="N",
+            help="of --likelihood: Runge-Kutta steps of four evaluations, 32",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            parser=_REAL,
+            metavar="TOL",
+            help="of --likelihood: adaptive steps (torchdiffeq's dopri5) in place of --ode-steps",
+        ),
+    ] = None,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 10_000),
+            metavar="K",
+            help="of --likelihood: random probes of the trace for each image, 1",
+        ),
+    ] = None,
     batch_size: Annotated[int | None, judged.BATCH] = None,
     device: Annotated[str, judged.DEVICE] = "auto",
     form: Annotated[str, options.FORMAT] = "human",
@@ -98,13 +130,11 @@ def evaluate(  # budget: table
     """
     if merge and shard is not None:
         raise UsageError("--shard and --merge: give --shard to make a part, --merge to measure")
-    if terms is not None and not bits_per_dim:
-        raise UsageError(f"--terms {terms}: belongs to --bits-per-dim")
-    if bits_per_dim:
-        wish = bits.Wish(number, terms, seed, batch_size or 250, device, form)
-        _bits(context, model, data, out, wish)
-        if not options.said(context, "protocol"):
-            return
+    wish = bits.Wish(
+        number, seed, batch_size or 250, device, form, terms, ode_steps, probes or 1, tolerance
+    )
+    if _costs(context, model, data, out, wish) and not options.said(context, "protocol"):
+        return
     part = judged.share(shard)
     judged.needs("torch_fidelity", "matplotlib")
     said = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing}
@@ -114,8 +144,7 @@ def evaluate(  # budget: table
     idle = [*changes, *(k for k in ("seed", "batch_size") if options.said(context, k))]
     if foreign and idle:
         raise UsageError(
-            f"--{idle[0].replace('_', '-')}: {model} holds finished images; only a model is "
-            "sampled"
+            f"{_flag(idle[0])}: {model} holds finished images; only a model is sampled"
         )
     from fewstep.report.work import Work
 
@@ -151,14 +180,34 @@ def evaluate(  # budget: table
     _finish(work, item, place, form, following)
 
 
-def _bits(
+_COSTS = {
+    "bits_per_dim": ("terms",),
+    "likelihood": ("ode_steps", "tolerance", "probes"),
+}
+"""The options that measure what real images cost, each with its own further options."""
+
+
+def _costs(
     context: typer.Context, model: str, data: str | None, out: Path | None, wish: bits.Wish
-) -> None:
-    """Measure the bound of a model; refuse the options that have no part in it."""
+) -> bool:
+    """Measure what real images cost a model, if asked; refuse options that have no part in it."""
     from fewstep.cli.resolve import find
 
+    asked = [name for name in _COSTS if context.params[name]]
+    for name, own in _COSTS.items():
+        for other in own:
+            if name not in asked and context.params[other] is not None:
+                value = context.params[other]
+                raise UsageError(f"{_flag(other)} {value:g}: belongs to {_flag(name)}")
+    if not asked:
+        return False
+    if wish.steps is not None and wish.tolerance is not None:
+        raise UsageError("--ode-steps and --tolerance: give one; a tolerance chooses the steps")
+    if wish.tolerance is not None and not 0 < wish.tolerance < 1:
+        raise UsageError(f"--tolerance {wish.tolerance:g}: must be above 0 and below 1")
+    word = " and ".join(_flag(name) for name in asked)
     if judged.is_images(model):
-        raise UsageError(f"--bits-per-dim: {model} holds finished images; the bound is a model's")
+        raise UsageError(f"{word}: {model} holds finished images; a likelihood is a model's")
     sampled = ("sampler", "steps", "eta", "spacing", "guidance_scale", "inception", "precision")
     alone = () if options.said(context, "protocol") else sampled
     for name in ("shard", "merge", *alone):
@@ -166,12 +215,19 @@ def _bits(
             advice = "measure it in a command of its own"
             if name in alone:
                 advice = "give --protocol for the usual figures as well"
-            raise UsageError(f"--{name.replace('_', '-')}: no part of --bits-per-dim; {advice}")
+            raise UsageError(f"{_flag(name)}: no part of {word}; {advice}")
     if console.rank():
-        return
+        return True
     found = find(model)
     place = judged.folder(out or default_folder(found), data or judged.own(found)[0])
-    bits.measure(found, data, place, wish)
+    for name in asked:
+        (bits.measure if name == "bits_per_dim" else bits.follow)(found, data, place, wish)
+    return True
+
+
+def _flag(name: str) -> str:
+    """Return an option as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _model(  # budget: table

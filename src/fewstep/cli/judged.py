@@ -323,7 +323,7 @@ def facts(lines: "list[Line]") -> dict[str, str]:
     return {key: " | ".join(values) for key, values in found.items()}
 
 
-EXTRAS = {"torch_fidelity": "eval", "matplotlib": "report"}
+EXTRAS = {"torch_fidelity": "eval", "matplotlib": "report", "torchdiffeq": "likelihood"}
 
 # Options that `evaluate` and `compare` share.
 PROTOCOL = typer.Option(metavar="NAME", help="small-1k, small-2k, small-10k, fid-10k, fid-50k")

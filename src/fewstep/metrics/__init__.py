@@ -3,8 +3,8 @@
 `features` has what images are measured on (`pixels`, `classifier`, `inception` or any module),
 `quality` the arithmetic on features, which is torch-fidelity's, `intervals` how far it can be
 trusted, `reference` the figures of a set of images with their floors, `conditional` those by
-class, `copies` how many images repeat the training set, `bound` how many bits real images cost a
-model.
+class, `copies` how many images repeat the training set, `bound` and `likelihood` how many bits
+real images cost a model.
 """
 
 from fewstep.metrics.bound import Bits, bits
@@ -15,6 +15,7 @@ from fewstep.metrics.features import Extractor, Features, module, pixels, quanti
 from fewstep.metrics.fidelity import register
 from fewstep.metrics.figures import Figure
 from fewstep.metrics.inception import inception
+from fewstep.metrics.likelihood import Likelihood, likelihood
 from fewstep.metrics.moments import Moments
 from fewstep.metrics.quality import (
     expected_distance,
@@ -31,6 +32,7 @@ __all__ = [
     "Extractor",
     "Features",
     "Figure",
+    "Likelihood",
     "Moments",
     "Reference",
     "Split",
@@ -45,6 +47,7 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "label_figures",
+    "likelihood",
     "module",
     "per_class",
     "pixels",
