@@ -72,6 +72,20 @@ def test_a_correlated_gaussian_has_its_density(p):
     assert got.evaluations == 256
 
 
+def test_with_the_matched_prior_a_gaussian_has_it_to_five_digits():
+    """N(0, C + 80^2) at the noisy end in place of N(0, 80^2)."""
+    x = normal(8, 2) @ torch.linalg.cholesky(COVARIANCE).T
+
+    def matched(x_t, t):
+        wide = COVARIANCE + 80.0**2 * torch.eye(2, dtype=torch.float64)
+        return torch.distributions.MultivariateNormal(x_t.new_zeros(2), wide).log_prob(x_t)
+
+    got = log_density(Correlated(EDM()), x, steps=256, prior=matched)
+    assert largest(got.nats, true_density(x)) < 1e-5
+    plain = log_density(Correlated(EDM()), x, steps=256)
+    assert 1e-5 < largest(plain.nats, true_density(x)) < 1e-3
+
+
 def test_the_error_falls_by_the_fourth_power_of_the_steps():
     x, exact = data(4), mixture(Cosine())
     want = log_density(exact, x, steps=256, prior=noisy_end(exact)).nats
