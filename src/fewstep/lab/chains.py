@@ -20,6 +20,7 @@ from fewstep.lab.part import Number, Part, between, near
 from fewstep.lab.size import Size
 from fewstep.langevin import Moments, Move, annealed, ladder, langevin, score_of
 from fewstep.process import VE
+from fewstep.report import chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -31,7 +32,6 @@ WEIGHTS = torch.tensor([0.2, 0.8], dtype=torch.float64)
 _VARIANCES = {0.1: 1.02564, 0.5: 1.14286, 1.0: 1.33333}  # 1 / (1 - delta / 4)
 _STEPS = 100  # of a chain on a Gaussian, the second half of which is measured
 _LEVELS, _EACH = 10, 100  # of the ladder; the plain chains take as many steps
-_SHOWN = 60  # chains whose way is drawn
 
 
 def widened(delta: float, chains: int, seed: int) -> float:
@@ -110,15 +110,14 @@ def measure(size: Size, seed: int) -> Part:
         seed: of everything drawn.
     """
     variances = {d: widened(d, size.chains, seed) for d in _VARIANCES}
-    ways, ends = {}, {}
+    found, ends = {}, {}
     for name, walk in (("plain", plain), ("annealed", annealed_chains)):
-        shown = []
+        found[name] = []
         for move in walk(size.modes, seed):
             if move.index % 10 == 9:
-                shown.append(move.x[:_SHOWN])
+                found[name].append(float(heavy(move.x).double().mean()))
             ends[name] = move.x
-        ways[name] = shown
-    share = {name: float(heavy(x).double().mean()) for name, x in ends.items()}
+    share = {name: known[-1] for name, known in found.items()}
     spread = float(ends["annealed"][heavy(ends["annealed"])].std(0).mean())
     numbers: list[Number] = [
         near(f"variance on N(0, 1), step {d:g}", variances[d], v, 0.02 * v)
@@ -135,11 +134,17 @@ def measure(size: Size, seed: int) -> Part:
     shade = draw.shade(two_modes(), 0.0, 11.0)
 
     def picture(drawing: "Drawing") -> None:
-        for axes, name in zip(draw.panels(drawing, 1, 2), ways, strict=True):
-            draw.plane(axes, 11.0, f"{name}: {100 * share[name]:.0f} % in the heavy mode")
+        left, right, last = draw.panels(drawing, 1, 3)
+        for axes, name in ((left, "plain"), (right, "annealed")):
+            draw.plane(axes, 11.0, f"{name}: {100 * share[name]:.0f} % are heavy")
             draw.density(axes, shade, 11.0)
             draw.cloud(axes, ends[name][:1500], draw.RED)
-            draw.paths(axes, [x[:4] for x in ways[name]], draw.GREEN)
+        for name, colour in (("plain", draw.RED), ("annealed", draw.GREEN)):
+            last.plot(range(10, 10 * len(found[name]) + 1, 10), found[name], c=colour, label=name)
+        last.axhline(float(WEIGHTS[1]), color=chart.GREY, ls=":", label="its weight")
+        last.set(ylim=(0.4, 0.9), xticks=(0, 500, 1000), box_aspect=1)
+        last.set_title("share in the heavy mode", size=9.5)
+        last.legend(fontsize=8)
 
     return Part(
         "Langevin dynamics, without and with annealing",
@@ -164,8 +169,8 @@ def measure(size: Size, seed: int) -> Part:
             "fewstep.langevin.score_of",
         ),
         tuple(numbers),
-        "Two panels with the ends of 1500 chains and the ways of four: plain chains divide "
-        "equally between the two modes, annealed ones find that one is heavier",
+        "Two panels with the ends of 1500 chains, which divide equally between the two modes if "
+        "plain and find that one is heavier if annealed; a third with the share against steps",
         picture,
-        ((7.4, 3.9), (4.4, 2.5)),
+        (7.4, 2.9),
     )

@@ -15,7 +15,7 @@ from fewstep.exact import Gaussian, Mixture
 from fewstep.lab import draw
 from fewstep.lab.chance import generator
 from fewstep.lab.part import Part, most, near
-from fewstep.lab.points import STD
+from fewstep.lab.sets import STD
 from fewstep.lab.size import Size
 from fewstep.objectives import score_matching
 from fewstep.objectives.denoising import noised
@@ -95,7 +95,7 @@ def forward(x0: Tensor, size: Size, seed: int) -> Part:
         tuple(numbers),
         "Six panels with 2000 points each, from the data to a round cloud of noise",
         picture,
-        ((7.4, 5.2), (4.4, 6.9)),
+        (7.4, 5.2),
     )
 
 
@@ -214,5 +214,5 @@ def score(x0: Tensor, learned: NetDenoiser, size: Size, seed: int) -> Part:
         "Two panels with the density of the noisy data and arrows towards it: the exact score, "
         "and what the network learned",
         picture,
-        ((7.4, 3.9), (4.4, 2.5)),
+        (7.4, 3.9),
     )

@@ -24,22 +24,8 @@ _CELLS = 90  # of a density, to a side
 
 
 def panels(drawing: "Drawing", rows: int, columns: int) -> "list[Axes]":
-    """Return so many panels, row by row, with more rows where the drawing is narrow.
-
-    Args:
-        drawing: an empty one.
-        rows: on a wide drawing.
-        columns: on a wide drawing.
-    """
-    if narrow(drawing):
-        rows, columns = -(-rows * columns // 2), 2
-    made = drawing.subplots(rows, columns, squeeze=False)
-    return list(made.flat)
-
-
-def narrow(drawing: "Drawing") -> bool:
-    """Return whether a drawing is for a phone."""
-    return float(drawing.get_size_inches()[0]) < 6
+    """Return the panels of an empty drawing, row by row."""
+    return list(drawing.subplots(rows, columns, squeeze=False).flat)
 
 
 def plane(axes: "Axes", reach: float, title: str = "", size: float = 9.5) -> None:

@@ -200,7 +200,7 @@ def measure(size: Size, seed: int) -> Part:
         "Four clouds of guided samples that move away from the other classes as the scale "
         "grows, and three bell curves: the class, the sharpened density, what is sampled",
         picture,
-        ((7.4, 5.2), (4.4, 6.9)),
+        (7.4, 5.2),
     )
 
 

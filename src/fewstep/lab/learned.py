@@ -1,26 +1,24 @@
 """A small network that learns points in the plane within seconds.
 
-The objective, the learning rate and the averaging of the weights are those of `fewstep train`; what
-is left out is what makes a run: files, checkpoints, images.
+Objective, learning rate and averaging of the weights are those of `fewstep train`; left out is
+what makes a run: files, checkpoints, images.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fewstep.denoiser import NetDenoiser, V
+from fewstep.denoiser import EDM, NetDenoiser
 from fewstep.lab.chance import generator
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.objectives import Denoising
+from fewstep.objectives.times import LogNormal
+from fewstep.objectives.weights import Edm
 from fewstep.process import Cosine
 from fewstep.train.config import FitConfig, learning_rate
 from fewstep.train.ema import EMA
 
 
-def learn(
-    x0: Tensor, steps: int, seed: int, blur: float = 0.0, tick: Callable[[int], None] | None = None
-) -> NetDenoiser:
+def learn(x0: Tensor, steps: int, seed: int, blur: float = 0.0) -> NetDenoiser:
     """Train a denoiser of points, for the cosine process.
 
     Args:
@@ -29,7 +27,6 @@ def learn(
         seed: of weights, batches and noise.
         blur: standard deviation of noise that is added to the points themselves: the data are
             then these points blurred, a density that is known exactly.
-        tick: called with the number of steps done.
 
     Returns:
         the network with its averaged weights, in evaluation mode.
@@ -38,9 +35,12 @@ def learn(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # layers draw their weights from the global generator
         net = MLP(MLPConfig(width=64, layers=3))
-    denoiser = NetDenoiser(net, Cosine(), V)
+    with torch.no_grad():
+        net.stem.weight.mul_(8)  # points in the plane have finer detail than a fresh layer sees
+    denoiser = NetDenoiser(net, Cosine(), EDM)
     config = FitConfig(steps=steps, batch_size=256, lr=5e-3, warmup=min(50, steps // 4))
-    objective, ema = Denoising(drop=0.0), EMA(net, 0.99)
+    objective = Denoising("x0", LogNormal(), Edm(), drop=0.0)  # EDM's: much of it at low noise
+    ema = EMA(net, 0.99)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.0, fused=True)
     for step in range(steps):
         rows = torch.randint(len(x0), (config.batch_size,), generator=own)
@@ -53,6 +53,4 @@ def learn(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         ema.update()
-        if tick is not None:
-            tick(step + 1)
-    return NetDenoiser(ema.net, denoiser.process, V).requires_grad_(False)
+    return NetDenoiser(ema.net, denoiser.process, denoiser.param).requires_grad_(False)

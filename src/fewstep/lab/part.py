@@ -77,8 +77,8 @@ class Part:
         functions: dotted names of what implements the formulas.
         numbers: what must be reproduced.
         alt: the picture in a sentence.
-        draw: draws the picture on an empty drawing, whose size says how wide the page is.
-        inches: width and height of the picture on a wide screen and on a narrow one.
+        draw: draws the picture on an empty drawing.
+        inches: width and height of the picture.
     """
 
     title: str
@@ -88,4 +88,4 @@ class Part:
     numbers: tuple[Number, ...]
     alt: str
     draw: "Callable[[Drawing], None]"
-    inches: tuple[tuple[float, float], tuple[float, float]]
+    inches: tuple[float, float]

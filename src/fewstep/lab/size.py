@@ -20,7 +20,7 @@ class Size:
 
     points: int = 20_000
     kept: int = 400
-    training: int = 1800
+    training: int = 1500
     learned: float = 0.02
     chains: int = 100_000
     modes: int = 4000
@@ -31,6 +31,13 @@ class Size:
 FULL = Size()
 """As the page is meant."""
 QUICK = Size(
-    points=8000, kept=200, training=300, learned=0.05, chains=30_000, modes=2000, cloud=200, truth=200
+    points=8000,
+    kept=200,
+    training=300,
+    learned=0.05,
+    chains=30_000,
+    modes=2000,
+    cloud=200,
+    truth=200,
 )
 """A look within seconds; the learned score may be worse."""
