@@ -102,6 +102,26 @@ def _start(chains: int, seed: int) -> Tensor:
     return torch.cat([x, -x])[:chains]
 
 
+def walked(chains: int, seed: int) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """Return the shares of plain and annealed chains in the heavy mode, and where they end.
+
+    Args:
+        chains: how many, >= 1.
+        seed: of start and noise.
+
+    Returns:
+        by name, the share after every tenth step, and the chains, shape (chains, 2).
+    """
+    shares, ends = {}, {}
+    for name, walk in (("plain", plain), ("annealed", annealed_chains)):
+        shares[name] = []
+        for move in walk(chains, seed):
+            if move.index % 10 == 9:
+                shares[name].append(float(heavy(move.x).double().mean()))
+            ends[name] = move.x
+    return shares, ends
+
+
 def measure(size: Size, seed: int) -> Part:
     """Return the section about Langevin dynamics.
 
@@ -110,13 +130,7 @@ def measure(size: Size, seed: int) -> Part:
         seed: of everything drawn.
     """
     variances = {d: widened(d, size.chains, seed) for d in _VARIANCES}
-    found, ends = {}, {}
-    for name, walk in (("plain", plain), ("annealed", annealed_chains)):
-        found[name] = []
-        for move in walk(size.modes, seed):
-            if move.index % 10 == 9:
-                found[name].append(float(heavy(move.x).double().mean()))
-            ends[name] = move.x
+    found, ends = walked(size.modes, seed)
     share = {name: known[-1] for name, known in found.items()}
     spread = float(ends["annealed"][heavy(ends["annealed"])].std(0).mean())
     numbers: list[Number] = [

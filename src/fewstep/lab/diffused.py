@@ -70,7 +70,7 @@ def forward(x0: Tensor, size: Size, seed: int) -> Part:
         want = math.sqrt((alpha * STD) ** 2 + sigma**2)
         numbers.append(near(f"standard deviation at t = {t:g}", found[t], want, 0.02 * want))
     overlap = [float((seen[t] * many).sum() / many.square().sum()) for t in TIMES]
-    apart = max(abs(a - process.alpha(t)) for a, t in zip(overlap, TIMES, strict=True))
+    apart = max(abs(a - float(process.alpha(t))) for a, t in zip(overlap, TIMES, strict=True))
     numbers.append(most("signal left in x_t, largest distance from alpha", apart, 0.05))
 
     def picture(drawing: "Drawing") -> None:

@@ -58,7 +58,7 @@ def shade(denoiser: Mixture, t: float, reach: float) -> Tensor:
 
 
 def density(axes: "Axes", shade: Tensor, reach: float) -> None:
-    """Shade a panel by a density of `shade`, from nothing to blue."""
+    """Shade a panel by a density as `shade` returns it, shape (n, n), from nothing to blue."""
     from matplotlib.colors import to_rgba
 
     colours = np.empty((*shade.shape, 4))
