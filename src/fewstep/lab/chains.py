@@ -157,7 +157,7 @@ def measure(size: Size, seed: int) -> Part:
             last.plot(range(10, 10 * len(found[name]) + 1, 10), found[name], c=colour, label=name)
         last.axhline(float(WEIGHTS[1]), color=chart.GREY, ls=":", label="its weight")
         last.set(ylim=(0.4, 0.9), xticks=(0, 500, 1000), box_aspect=1)
-        last.set_title("share in the heavy mode", size=9.5)
+        last.set_title("share in the heavy mode", size=10.5)
         last.legend(fontsize=8)
 
     return Part(

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-BLUE, RED, GREEN, PINK = chart.COLOURS[:4]
-"""Of data and of what is right; of what is learned or wrong; two more."""
+BLUE, RED, GREEN = "#3391d9", *chart.COLOURS[1:3]
+"""Of data, of samples, of what is exact; blue is lighter than in charts, for dark pages."""
 _CELLS = 90  # of a density, to a side
 
 
@@ -28,7 +28,7 @@ def panels(drawing: "Drawing", rows: int, columns: int) -> "list[Axes]":
     return list(drawing.subplots(rows, columns, squeeze=False).flat)
 
 
-def plane(axes: "Axes", reach: float, title: str = "", size: float = 9.5) -> None:
+def plane(axes: "Axes", reach: float, title: str = "", size: float = 10.5) -> None:
     """Make a panel a piece of the plane, -reach to reach, with equal axes and no ticks."""
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=(), yticks=(), aspect="equal")
     for side in axes.spines.values():

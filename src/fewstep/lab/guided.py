@@ -169,7 +169,7 @@ def measure(size: Size, seed: int) -> Part:
             draw.cloud(axes, seen[scale], draw.RED, 3.0)
         _curves(last, narrow)
         spare.axis("off")
-        spare.legend(*last.get_legend_handles_labels(), loc="center", fontsize=9)
+        spare.legend(*last.get_legend_handles_labels(), loc="center", fontsize=10)
 
     return Part(
         "Guidance: harder than the condition",
@@ -215,4 +215,4 @@ def _curves(axes: "Axes", narrow: float) -> None:
         curve = (-(x**2) / (2 * variance)).exp() / math.sqrt(2 * math.pi * variance)
         axes.plot(x, curve, color=colour, ls=style, lw=1.6, label=name)
     axes.set(yticks=(), box_aspect=1)
-    axes.set_title("variances, scale 2", size=9.5)
+    axes.set_title("variances, scale 2", size=10.5)

@@ -17,7 +17,8 @@ _STYLE = """
 sub, sup { line-height: 0; font-size: .72em; }
 .lab h3 { margin: 1rem 0 .3rem; font-size: .95rem; }
 .lab ul { margin: .2rem 0; padding: 0; list-style: none; }
-.lab li code { display: inline-block; max-width: 100%; margin: .1rem 0; }
+.lab li { line-height: 1.3; margin: .3rem 0; }
+.lab li code { display: inline-block; max-width: 100%; padding: .1rem .45rem; }
 table.numbers { width: 100%; font-size: .86rem; }
 table.numbers :is(th, td) { padding: .22rem .4rem; }
 table.numbers tbody th { white-space: normal; min-width: 8.5rem; line-height: 1.3; }
@@ -65,11 +66,9 @@ def _section(part: Part, index: int) -> Section:
     good = sum(n.reproduced for n in part.numbers)
     kind = "yes" if good == len(part.numbers) else "no"
     verdict = f'<p class="verdict {kind}">{good} of {len(part.numbers)} numbers reproduced</p>'
-    beside = (
-        f"<div>{verdict}<h3>Formula</h3>{formulas}<h3>In fewstep</h3><ul>{functions}</ul>"
-        f"{_table(part.numbers)}</div>"
-    )
-    body = f'{words}<div class="lab"><figure class="chart">{svg}</figure>{beside}</div>'
+    left = f'<figure class="chart">{svg}</figure><h3>In fewstep</h3><ul>{functions}</ul>'
+    right = f"{verdict}<h3>Formula</h3>{formulas}{_table(part.numbers)}"
+    body = f'{words}<div class="lab"><div>{left}</div><div>{right}</div></div>'
     return Section(f"{index + 1}. {part.title}", body)
 
 

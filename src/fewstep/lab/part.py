@@ -36,7 +36,12 @@ class Number:
     def must(self) -> str:
         """The limits in words."""
         if self.wanted is not None:
-            return f"{self.wanted:.6g} \N{PLUS-MINUS SIGN} {self.high - self.wanted:.2g}"
+            within = self.high - self.wanted
+            if not within:
+                return f"{self.wanted:g}"
+            places = 2 - math.floor(math.log10(within))  # a digit more than the limits need
+            value = f"{self.wanted:.{places}f}".rstrip("0").rstrip(".")
+            return f"{value} \N{PLUS-MINUS SIGN} {within:.2g}"
         if math.isinf(self.low):
             return f"at most {self.high:g}"
         return f"{self.low:g} to {self.high:g}"

@@ -42,7 +42,7 @@ _HEUN = ((8, 1.394), (18, 1.055), (40, 1.0098))  # deviation left of N(0, 0.25) 
 _BLOBS = torch.tensor([[2.0, 0.0], [-2.0, 0.5], [0.0, -1.5]], dtype=torch.float64)
 _LOW, _HIGH = 0.02, 20.0  # noise levels between which samples walk
 _FAR = 80.0  # from where orders are measured: the first steps, of low order, count for nothing
-_WALKERS, _DRAWN = 60, 14
+_WALKERS, _DRAWN = 60, 12
 
 
 def steps_for(solver: Solver, evaluations: int) -> int:
@@ -151,7 +151,7 @@ def measure(x0: Tensor, size: Size, seed: int) -> Part:
         shown = [(name, budget) for budget in BUDGETS for name in SOLVERS]
         for axes, (name, budget) in zip(places, shown, strict=True):
             error = errors[name, budget]
-            draw.plane(axes, 1.9, f"{name}\n{budget} evaluations: {error:.3f}", 8.5)
+            draw.plane(axes, 1.9, f"{name}\n{budget} evaluations: {error:.3f}", 9.5)
             draw.density(axes, shade, 1.9)
             draw.paths(axes, [y[:_DRAWN] for y in truth], chart.GREY)
             draw.paths(axes, [y[:_DRAWN] for y in ways[name, budget]], draw.RED, "o")
@@ -180,7 +180,7 @@ def measure(x0: Tensor, size: Size, seed: int) -> Part:
             "fewstep.solvers.grids.karras",
         ),
         tuple(numbers),
-        "Eight panels, four solvers with 5 and with 10 evaluations: the ways of fourteen "
+        "Eight panels, four solvers with 5 and with 10 evaluations: the ways of twelve "
         "samples over the density of the data, beside the exact ways",
         picture,
         (7.4, 4.3),

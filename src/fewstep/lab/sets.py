@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data import container
 from fewstep.errors import DataError, UsageError, suggest
 
 FEWEST = 20
@@ -86,18 +85,19 @@ def read(path: Path) -> Tensor:
     readers = {".csv": _csv, ".npy": _npy}
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: is no .csv and no .npy file; points are read from these")
-    values = readers[path.suffix.lower()](path)
+    with np.errstate(over="ignore"):
+        values = readers[path.suffix.lower()](path).astype(np.float32)
     lost = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(lost):
         raise DataError(
-            f"{path}: row {lost[0] + 1} of {len(values)} has a value that is not finite (of "
-            f"{len(lost)} such rows); leave them out"
+            f"{path}: row {lost[0] + 1} of {len(values)} has a value that is not finite, or "
+            f"beyond float32 (of {len(lost)} such rows); leave them out"
         )
     if len(values) < FEWEST:
         raise DataError(f"{path}: {len(values)} points; at least {FEWEST} are needed")
-    if not float(values.std()) > 1e-6 * float(np.abs(values).max()):
+    if bool((values == values[0]).all()):
         raise DataError(f"{path}: all points are the same; there is nothing to learn")
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values)
 
 
 def _csv(path: Path) -> np.ndarray:
@@ -129,12 +129,17 @@ def _csv(path: Path) -> np.ndarray:
 
 def _npy(path: Path) -> np.ndarray:
     """Return the numbers of a .npy file, shape (n, 2)."""
-    values = container.npy(path)[""]()
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        values = None
+    if not isinstance(values, np.ndarray):  # an .npz is something else
+        raise DataError(f"{path}: is no .npy array of numbers; write one of shape (n, 2)")
     if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "fiu":
         raise DataError(
             f"{path}: {values.dtype} of shape {values.shape}; numbers of shape (n, 2) are needed"
         )
-    return values.astype(np.float64)
+    return values
 
 
 def standard(x: Tensor) -> Tensor:
@@ -146,8 +151,9 @@ def standard(x: Tensor) -> Tensor:
     Returns:
         shape (n, 2), dtype of x, the mean of the two variances being STD^2.
     """
-    x = x - x.mean(0)
-    return x * (STD / x.square().mean().sqrt())
+    wide = x.double()
+    wide = wide - wide.mean(0)
+    return (wide * (STD / wide.square().mean().sqrt())).to(x.dtype)
 
 
 def _two_modes(n: int, draw: torch.Generator) -> Tensor:

@@ -233,5 +233,5 @@ def _picture(
     below.set_yticklabels(["0.7", "1", "1.5", "2"])
     below.minorticks_off()
     below.set_xlabel("steps", size=9)
-    below.set_title("deviation of samples, over that of the data N(0, 0.25)", size=9.5)
+    below.set_title("deviation of samples, over that of the data N(0, 0.25)", size=10.5)
     below.legend(fontsize=8.5)
