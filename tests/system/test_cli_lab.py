@@ -73,6 +73,8 @@ def test_the_page_holds_all_sections_and_needs_nothing(run) -> None:
     words = ("forward", "score", "Langevin", "Guidance", "DDIM", "solvers")
     assert [f"{i}." for i in range(1, 7)] == [h[:2] for h in headings[:6]]
     assert all(word in h for word, h in zip(words, headings, strict=False))
+    manual = (Path(__file__).parents[2] / "docs" / "lab.md").read_text("utf-8")
+    assert all(f"| {h[3:]} |" in manual for h in headings[:6])
     assert run.page.count('role="img"') == 6
     assert run.page.count('class="formula"') >= 12
 

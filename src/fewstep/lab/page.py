@@ -27,7 +27,8 @@ td.no, .verdict { font-weight: 600; } tr.no { background: color-mix(in srgb, var
   transparent); } tr.no th { background: none; }
 :root { --right: #15743b; --wrong: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --right: #5fce8c; --wrong: #ff8a80; } }
-@media print { .lab { grid-template-columns: minmax(0, 1fr); } section { break-inside: avoid; } }
+@media print { .lab { grid-template-columns: minmax(0, 1fr); }
+  figure, tr { break-inside: avoid; } }
 """
 
 

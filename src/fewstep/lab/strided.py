@@ -90,11 +90,15 @@ def too_much(solver: Solver, n: int) -> float:
 
 
 def fresh(eta: float) -> float:
-    """Return the noise that DDIM draws in a step, over the deviation of the posterior: eta."""
-    data, (t, s) = Gaussian(TABLE, torch.zeros(1, dtype=torch.float64), 0.5), (0.5, 0.48)
-    x = torch.zeros(1, 1, dtype=torch.float64)
-    drawn, _ = DDIM(eta).step(data, x, t, s, noise=torch.ones_like)
-    return float(drawn) / math.sqrt(posterior(TABLE, t, s)[1])
+    """Return the noise that DDIM draws in a step, over the deviation of the posterior: eta.
+
+    The step goes from index 500 to 480, and the variance of the posterior is DDPM's formula for
+    thinned chains, written here apart from `reverse.posterior`.
+    """
+    data, x = Gaussian(TABLE, torch.zeros(1, dtype=torch.float64), 0.5), torch.zeros(1, 1).double()
+    drawn, _ = DDIM(eta).step(data, x, 0.501, 0.481, noise=torch.ones_like)
+    bar_t, bar_s = TABLE.alpha_bar[[500, 480]].tolist()
+    return float(drawn) / math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
 
 
 def ode_errors(size: Size, seed: int) -> dict[int, float]:
@@ -167,6 +171,8 @@ def measure(learned: NetDenoiser, size: Size, seed: int) -> Part:
     numbers += [
         near("eta 1, noise before the end, 10 steps", too_much(DDIM(1.0), 10), 1.0, 1e-9),
         near("fresh noise of eta 0.5, of the posterior's", fresh(0.5), 0.5, 1e-9),
+        near("variance of the posterior, index 500 to 480",
+             float(posterior(TABLE, 0.501, 0.481)[1]), 0.1766, 1e-4),
         most("eta 1 against DDPM, deviation left", abs(
             shrunk(DDIM(1.0), 10) - shrunk(DDPM("small"), 10)), 1e-12),
         between("DDIM, distance at 50 steps over that at 100", errors[50] / errors[100], 1.6, 2.4),
