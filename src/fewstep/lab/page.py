@@ -53,7 +53,7 @@ def page(title: str, parts: Sequence[Part], facts: Mapping[str, str], hints: Seq
     sections = [_section(part, i) for i, part in enumerate(parts)]
     if failed:
         lead = f"{len(failed)} of {total} numbers are NOT reproduced."
-        sections.append(Section("Not reproduced", _failures(parts, failed)))
+        sections.insert(0, Section("Not reproduced", _failures(parts, failed)))
     return render(title, lead, sections, facts, hints, _STYLE)
 
 
@@ -88,9 +88,9 @@ def _table(numbers: Sequence[Number]) -> str:
 
 
 def _failures(parts: Sequence[Part], failed: Sequence[tuple[int, Number]]) -> str:
-    """Return the numbers that are not reproduced, with links to their sections."""
+    """Return the numbers that are not reproduced, with links to their sections below."""
     items = "".join(
-        f'<li><a href="#s{i}">{escape(parts[i].title)}</a>: {escape(said(n))}</li>'
+        f'<li><a href="#s{i + 1}">{escape(parts[i].title)}</a>: {escape(said(n))}</li>'
         for i, n in failed
     )
     return f"<ul>{items}</ul>"
