@@ -47,6 +47,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "metrics": ({"torch", "numpy"}, {"torch_fidelity", "torchvision", "scipy", "safetensors"}),
     "train": (TRAIN[0], TRAIN[1] | {"rich"}),
     **dict.fromkeys(("recipes", "report", "interop"), OUTPUT),
+    "lab": ({"torch", "numpy"}, {"matplotlib"}),
     **dict.fromkeys(("cli", "studio"), COMMAND),
     "__init__": (set(), set()),
     "__main__": (set(), set()),
@@ -54,7 +55,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
 SHAPED = {
     "conditions", "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets",
     "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
-    "langevin", "likelihood",
+    "langevin", "likelihood", "lab",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

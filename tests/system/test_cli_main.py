@@ -35,7 +35,7 @@ def test_help_lists_the_verbs_and_loads_nothing():
     assert not modules & {"torch", "typer", "rich", "numpy", "click", "yaml", "pydantic"}
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "sample", "doctor"])
+@pytest.mark.parametrize("verb", ["demo", "train", "sample", "lab", "doctor"])
 def test_help_of_a_verb_does_not_load_torch(verb):
     assert not imported([verb, "--help"]) & {"torch", "numpy", "pydantic", "yaml"}
 

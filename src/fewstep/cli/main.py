@@ -3,7 +3,8 @@
 Help must come at once, so this module imports nothing but the standard library, and little of
 that; the verb's own module is imported after its name is known. Every problem ends as one line on
 stderr and an exit code: 2 usage, 3 data, 4 checkpoint, 5 numeric, 6 resource, 75 preempted and
-saved, 130 interrupted, 70 a bug of ours. `--debug`, anywhere on the line, shows the traceback.
+saved, 130 interrupted, 70 a bug of ours. `lab` returns 1 where a number is not reproduced.
+`--debug`, anywhere on the line, shows the traceback.
 """
 
 import os
@@ -17,6 +18,7 @@ VERBS = {
     "evaluate": ("fewstep.cli.evaluate", "measure images under a stated protocol"),
     "compare": ("fewstep.cli.compare", "what steps cost: quality against steps against time"),
     "edit": ("fewstep.cli.edit", "encode an image into noise, walk between two"),
+    "lab": ("fewstep.cli.lab", "what the talk says, measured on points: pictures and numbers"),
     "import": ("fewstep.cli.import_", "make a model of a published checkpoint on your disk"),
     "doctor": ("fewstep.cli.doctor", "look at this machine and this installation"),
 }

@@ -91,6 +91,7 @@ def inline(content: bytes, place: Place, alt: str) -> str:
     svg = svg[svg.index("<svg") :]
     if place.page:
         svg = svg.replace(INK, "currentColor")
+    svg = re.sub(r'(<image\b[^>]*?) id="[^"]*"', r"\1", svg)  # one image twice has one id twice
     own = "c" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="{own}-', svg)
     svg = svg.replace('href="#', f'href="#{own}-').replace("url(#", f"url(#{own}-")

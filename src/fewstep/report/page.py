@@ -103,6 +103,7 @@ def render(
     sections: Sequence[Section],
     facts: Mapping[str, str],
     hints: Sequence[str],
+    style: str = "",
 ) -> str:
     """Return the page.
 
@@ -112,6 +113,7 @@ def render(
         sections: of `fewstep.report.sections`, in the order in which they are shown.
         facts: what else the numbers depend on, such as the machine: name to text.
         hints: commands to try next.
+        style: CSS of the sections, where that of all pages does not do.
 
     Returns:
         HTML that refers to nothing outside itself and runs no script.
@@ -130,7 +132,7 @@ def render(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
