@@ -17,6 +17,7 @@ from fewstep.edit import (
     put,
     remaining,
     stroke,
+    within,
 )
 from fewstep.edit.measure import LUMINANCE
 from fewstep.errors import NumericError, UsageError
@@ -83,6 +84,20 @@ def test_what_the_measures_are():
     red[:, 0] = 1.0
     assert largest((shares * (x - Luminance()(x))).sum(1)) < 1e-15
     assert largest(Luminance()(red), 0.2989 * shares / float(shares.square().sum())) < 1e-15
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_an_image_of_bytes_can_have_the_measured_part_too(measure):
+    """Cutting off alone is far from it; dark blocks and saturated colours are the hard ones."""
+    y = (2 * normal(8, 3, 4, 4)).clamp(-1, 1)
+    x = put(1.5 * normal(8, 3, 4, 4, seed=1), y, measure)
+    end = within(x, y, measure)
+    assert float(end.abs().max()) <= 1
+    assert largest(measure(end), measure(y)) < 1e-3
+    if not isinstance(measure, Pixels):
+        assert largest(measure(x.clamp(-1, 1)), measure(y)) > 0.1
+    inside = put(0.1 * normal(8, 3, 4, 4, seed=1), 0.1 * y, measure)
+    assert largest(within(inside, 0.1 * y, measure), inside) < 1e-15
 
 
 @pytest.mark.parametrize(

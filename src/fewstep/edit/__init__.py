@@ -8,7 +8,7 @@ noises (`between`). `complete` fills in what was not measured, where `Pixels`, `
 from fewstep.edit.between import frames, slerp
 from fewstep.edit.change import Repeat, complete, remaining, stroke
 from fewstep.edit.encode import Code, decode, encode
-from fewstep.edit.measure import BlockMeans, Luminance, Measure, Pixels, enlarged, put
+from fewstep.edit.measure import BlockMeans, Luminance, Measure, Pixels, enlarged, put, within
 
 __all__ = [
     "BlockMeans",
@@ -26,4 +26,5 @@ __all__ = [
     "remaining",
     "slerp",
     "stroke",
+    "within",
 ]

@@ -2,7 +2,8 @@
 
 Each is an orthogonal projection P, the part of the image that was measured: P P = P and P x is
 perpendicular to x - P x. So `put` exchanges the measured part and leaves the rest alone, and unit
-noise stays unit noise in both parts: what is true of known pixels is true of the others.
+noise stays unit noise in both parts: what is true of known pixels is true of the others. `within`
+finds an image of bytes that still has the part.
 """
 
 import math
@@ -37,6 +38,32 @@ def put(x: Tensor, y: Tensor, measure: Measure) -> Tensor:
         et al., "Consistency Models", 2023, algorithm 4 (arXiv 2303.01469).
     """
     return x - measure(x) + measure(y)
+
+
+def within(x: Tensor, y: Tensor, measure: Measure, rounds: int = 200) -> Tensor:
+    """Return an image near x in [-1, 1] with the measured part of y, as files can hold it.
+
+    A walk ends with the measured part of y, but values beyond black and white are cut off when
+    bytes are made of them, which would change that part. Both are brought about in turn; known
+    pixels need no more than the cut.
+
+    Args:
+        x: shape (B, C, H, W).
+        y: shape of x, or of one image, in [-1, 1].
+        measure: the projection.
+        rounds: of exchange and cut, >= 0.
+
+    Returns:
+        shape of x, in [-1, 1]; the measured part is y's to 1e-3 for images that are not all
+        black or white, and comes nearer with more rounds.
+
+    Source: Bregman, "The method of successive projection for finding a common point of convex
+        sets", 1965.
+    """
+    x = x.clamp(-1, 1)
+    for _ in range(rounds):
+        x = put(x, y, measure).clamp(-1, 1)
+    return x
 
 
 @dataclass(frozen=True)
