@@ -158,7 +158,7 @@ def run(
     import torch
 
     found, target = way.begin(model, task.out)
-    scale = way.guidance(found, task.label, task.changes["guidance_scale"])
+    scale = way.scale_of(found, task.label, task.changes["guidance_scale"])
     how = way.plan(found, {**task.changes, "guidance_scale": scale}, task.device)
     rows = way.rows(found, task.label)
     if len(rows) not in (1, len(task.images)):

@@ -116,7 +116,7 @@ def interpolate(  # budget: table
     changes = {
         "steps": steps,
         "spacing": spacing,
-        "guidance_scale": way.guidance(found, label, guidance_scale),
+        "guidance_scale": way.scale_of(found, label, guidance_scale),
     }
     how = _way(found, changes, device, exact=exact)
     rows = way.rows(found, label)

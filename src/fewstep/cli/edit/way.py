@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fewstep.cli import made
+from fewstep.cli import guidance, made
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
 
@@ -54,12 +54,13 @@ def begin(word: str, out: str | None) -> "tuple[Found, Path | None]":
     return found, target
 
 
-def guidance(found: "Found", label: list[str] | None, scale: float | None) -> float | None:
+def scale_of(found: "Found", label: list[str] | None, scale: float | None) -> float | None:
     """Return the guidance scale: none without a class, None = the model's own.
 
     Raises:
         UsageError: guidance towards no class.
     """
+    guidance.warn_far(scale)
     if label or not found.model.classes:
         return scale
     if scale not in (None, 1):
