@@ -1,7 +1,7 @@
 """Store how well images come back from their noise at each number of steps, with a table.
 
 python tools/roundtrip_table.py            # half an hour to an hour on one core
-python tools/roundtrip_table.py --check    # compares the page with what is stored
+python tools/roundtrip_table.py --check    # compares the pages with what is stored
 """
 
 import json
@@ -21,6 +21,8 @@ from fewstep.solvers import DDIM, grids, sample
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "docs/results/roundtrip-digits.json"
 PAGE = STORED.with_suffix(".md")
+SHARED = ROOT / "docs/editing.md"
+BEGIN, END = "<!-- roundtrip: python tools/roundtrip_table.py -->", "<!-- end of roundtrip -->"
 PUBLISHED = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 1e-4, 1000: 1e-4}
 """Song, Meng, Ermon, 2021, table 2 (arXiv 2010.02502): CIFAR-10 test images."""
 IMAGES, EXACTLY = 128, 32
@@ -83,26 +85,36 @@ def row(denoiser: Denoiser, x: Tensor, steps: int, exactly: int) -> dict[str, An
     }
 
 
-def page(stored: dict[str, Any]) -> str:
-    """Return the page."""
+def table(stored: dict[str, Any]) -> str:
+    """Return the table."""
     heads = [
         *("S", "CIFAR-10, published", "digits, flipped grid", "digits, inverted"),
         *("evaluations", "noise off by"),
     ]
     lines = [heads, ["---:"] * len(heads)]
     for r in stored["rows"]:
-        figures = [f"{r['flipped']:.2g}", f"{r['inverted']:.1g}", str(r["evaluations"])]
-        lines.append(
-            [str(r["steps"]), f"{PUBLISHED[r['steps']]:g}", *figures, f"{r['noise off']:.2f}"]
-        )
+        known, off = f"{PUBLISHED[r['steps']]:g}", f"{r['noise off']:.2f}"
+        figures = [f"{r['flipped']:.2g}", f"{r['inverted']:.1g}", str(r["evaluations"]), off]
+        lines.append([str(r["steps"]), known, *figures])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def pages(stored: dict[str, Any]) -> dict[Path, str]:
+    """Return the pages with the table as they should be."""
+    before, rest = SHARED.read_text("utf-8").split(BEGIN)
+    after = rest.split(END)[1]
     text = TEXT.format(images=stored["images"], exactly=stored["exactly"])
-    return text + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return {
+        PAGE: text + table(stored),
+        SHARED: f"{before}{BEGIN}\n{table(stored)}{END}{after}",
+    }
 
 
 def main(words: list[str]) -> int:
     """Store and write, or compare; return the exit code."""
     if words == ["--check"]:
-        return int(PAGE.read_text("utf-8") != page(json.loads(STORED.read_text("utf-8"))))
+        made = pages(json.loads(STORED.read_text("utf-8")))
+        return int(any(path.read_text("utf-8") != text for path, text in made.items()))
     found, x = find("digits"), images(IMAGES)
     torch.set_num_threads(1)
     stored: dict[str, Any] = {
@@ -115,7 +127,8 @@ def main(words: list[str]) -> int:
     for steps in PUBLISHED:
         stored["rows"].append(row(found.model.denoiser, x, steps, EXACTLY))
         STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", "utf-8")
-        PAGE.write_text(page(stored), "utf-8")
+        for path, text in pages(stored).items():
+            path.write_text(text, "utf-8")
     return 0
 
 

@@ -37,7 +37,7 @@ def mixture(p: Process) -> Mixture:
 
 
 def uneven(p: Process) -> Mixture:
-    """Return the exact denoiser of three blobs within about [-1, 1], of other sizes and weights."""
+    """Return the exact denoiser of three blobs of other sizes and weights, as small as images."""
     means = torch.tensor([[-1.0, 0.3], [0.8, -0.6], [0.2, 1.1]], dtype=torch.float64)
     std = torch.tensor([0.04, 0.09, 0.0625], dtype=torch.float64).sqrt()
     return Mixture(p, means, std, weights=torch.tensor([0.3, 0.45, 0.25]))
