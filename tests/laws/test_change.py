@@ -21,7 +21,7 @@ from fewstep.edit import (
 )
 from fewstep.edit.measure import LUMINANCE
 from fewstep.errors import NumericError, UsageError
-from fewstep.exact import Gaussian
+from fewstep.exact import DataSet, Gaussian
 from fewstep.prediction import Prediction
 from fewstep.process import EDM, VE, VP, Cosine
 from fewstep.solvers import DDIM, DDPM, DPMSolverPP, Heun, PerImage, generate, grids
@@ -160,6 +160,21 @@ def test_what_was_not_measured_fits_better_the_more_often_the_way_is_walked():
     assert once[0] + 0.1 < thrice[0] < RHO - 0.05
     for p in (Cosine(), EDM()):
         assert filled(p, Repeat(20), 80) == pytest.approx((RHO, 1 - RHO**2), abs=0.03)
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_the_image_that_was_measured_is_found_again(measure):
+    """Of five images that a perfect memory knows, each 20 times, from its measured part."""
+    images = normal(5, 3, 4, 4)
+    memory, y, times = DataSet(Cosine(), images), images.repeat(20, 1, 1, 1), grids.uniform(20)
+
+    def share(part, times_walked):
+        x = last(complete(memory, y, part, times, noise(), repeat=Repeat(times_walked)))
+        return float(((x - y).abs().flatten(1).amax(1) < 1e-6).double().mean())
+
+    once, often = share(measure, 1), share(measure, 20)
+    assert often >= max(0.85, once)
+    assert once > share(lambda x: 0 * x, 1) + 0.1 < 0.4  # nothing known: any of the five
 
 
 def test_the_path_of_a_repeated_walk():
