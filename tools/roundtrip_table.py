@@ -116,6 +116,8 @@ def main(words: list[str]) -> int:
         made = pages(json.loads(STORED.read_text("utf-8")))
         return int(any(path.read_text("utf-8") != text for path, text in made.items()))
     found, x = find("digits"), images(IMAGES)
+    denoiser = found.model.denoiser
+    assert isinstance(denoiser, Denoiser)  # the other kind of model is a noisy classifier
     torch.set_num_threads(1)
     stored: dict[str, Any] = {
         "model": found.name,
@@ -125,7 +127,7 @@ def main(words: list[str]) -> int:
         "rows": [],
     }
     for steps in PUBLISHED:
-        stored["rows"].append(row(found.model.denoiser, x, steps, EXACTLY))
+        stored["rows"].append(row(denoiser, x, steps, EXACTLY))
         STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", "utf-8")
         for path, text in pages(stored).items():
             path.write_text(text, "utf-8")

@@ -197,6 +197,7 @@ def test_the_path_of_a_repeated_walk():
 def test_each_image_has_its_own_seed():
     data = Gaussian(Cosine(), torch.zeros(1, 4, 4), 0.5)
     y, times = normal(3, 1, 4, 4).float(), grids.uniform(5)
+    before = torch.get_rng_state()
     for run in (
         lambda y, seeds: complete(data, y, BlockMeans(2), times, PerImage(seeds)),
         lambda y, seeds: stroke(data, y, times, 0.6, PerImage(seeds)),
@@ -204,6 +205,7 @@ def test_each_image_has_its_own_seed():
         together = last(run(y, [4, 5, 6]))
         assert torch.equal(together[1:2], last(run(y[1:2], [5])))
         assert not torch.equal(together[1:2], last(run(y[1:2], [6])))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ---------------------------------------------------------------- strokes
