@@ -286,9 +286,9 @@ class Tabulated(Process):
             raise UsageError(f"steps {self.steps!r}: must be a whole number, at least 2")
         if not isinstance(self.zero_terminal_snr, bool):
             raise UsageError(f"zero_terminal_snr {self.zero_terminal_snr!r}: must be a bool")
-        bad = [i for i, b in enumerate(_betas(self)) if not 0 < b < 1]
-        if bad:
-            raise UsageError(f"beta[{bad[0]}] of the table is outside (0, 1)")
+        for i, beta in ((i, b) for i, b in enumerate(_betas(self)) if not 0 < b < 1):
+            least = "; linear needs at least 21 steps" if self.betas == "linear" else ""
+            raise UsageError(f"beta[{i}] = {beta:g}: must be above 0 and below 1{least}")
 
     @property
     def alpha_bar(self) -> Tensor:

@@ -36,6 +36,13 @@ def mixture(p: Process) -> Mixture:
     return Mixture(p, MEANS, STD, CLASSES)
 
 
+def uneven(p: Process) -> Mixture:
+    """Return the exact denoiser of three blobs of other sizes and weights, as small as images."""
+    means = torch.tensor([[-1.0, 0.3], [0.8, -0.6], [0.2, 1.1]], dtype=torch.float64)
+    std = torch.tensor([0.04, 0.09, 0.0625], dtype=torch.float64).sqrt()
+    return Mixture(p, means, std, weights=torch.tensor([0.3, 0.45, 0.25]))
+
+
 class TinyNet(nn.Module):
     """A fixed network of the plane in float64 that counts the images it is shown."""
 

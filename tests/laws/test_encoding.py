@@ -8,7 +8,7 @@ from fewstep.edit import decode, encode
 from fewstep.errors import UsageError
 from fewstep.process import EDM, VE, VP, Cosine, Tabulated
 from fewstep.solvers import DDIM, grids
-from tests.laws.cases import largest, mixture, normal, walk
+from tests.laws.cases import largest, mixture, normal, uneven, walk
 
 GRIDS = [
     (EDM(), lambda p: grids.karras(p, 20, low=0.02, high=20.0)[:-1]),
@@ -37,6 +37,17 @@ def test_the_flipped_grid_is_only_near():
     start = normal(16, 2)
     image = decode(exact, start, times)
     assert largest(walk(exact, image, times.flip(0), DDIM()), start) > 0.01
+
+
+def test_an_image_that_comes_back_does_not_mean_that_its_noise_is_right():
+    """20 steps of the flipped grid from 0.02 to 20 times the image."""
+    exact, times = uneven(EDM(20.0)), grids.logsnr(EDM(20.0), 20, low=0.02, high=20.0)[:-1]
+    start = 20 * normal(256, 2)
+    image = decode(exact, start, times)
+    flipped = walk(exact, image, times.flip(0), DDIM())
+    assert float((decode(exact, flipped, times) - image).square().mean()) < 0.03
+    assert float((flipped - start).square().mean().sqrt()) > 2
+    assert float((encode(exact, image, times, most=400).x - start).square().mean().sqrt()) < 1e-8
 
 
 def test_what_cannot_be_inverted_says_so():

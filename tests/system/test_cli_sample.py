@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.cli import resolve, sample
+from fewstep.cli import made, resolve
 from fewstep.denoiser import NetDenoiser
 from fewstep.model import Model, Sampling
 from fewstep.nets.unet import UNet, UNetConfig
@@ -86,7 +86,7 @@ def test_an_image_can_be_made_again_alone(capsys, run):
 def test_batches_change_nothing(capsys, run, monkeypatch):
     words = ["sample", run, "--label", "3,8", "-n", "3", "--steps", "3", "--eta", "1"]
     assert call(capsys, *words, "-o", "one.png")[0] == 0
-    monkeypatch.setattr(sample, "_BATCH_PIXELS", 4 * 64)  # four images, then two
+    monkeypatch.setattr(made, "_BATCH_PIXELS", 4 * 64)  # four images, then two
     assert call(capsys, *words, "-o", "two.png")[0] == 0
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 

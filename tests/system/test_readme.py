@@ -24,7 +24,7 @@ def test_the_example_runs(root, tmp_path, monkeypatch, capsys) -> None:
     assert printed[-1].startswith("19 0.0 ")
 
 
-@pytest.mark.parametrize("tool", ["results_table", "classifier_table"])
+@pytest.mark.parametrize("tool", ["results_table", "classifier_table", "roundtrip_table"])
 def test_the_tables_are_the_stored_ones(root, tool) -> None:
     """The tool would write nothing new."""
     answer = subprocess.run([sys.executable, f"tools/{tool}.py", "--check"], cwd=root)

@@ -37,7 +37,7 @@ def test_names_the_largest_legal_eta() -> None:
     bar = [1.0, *Tabulated().alpha_bar[[99, 199, 299, 399, 499, 599, 699, 799, 899, 999]].tolist()]
     want = min(math.sqrt((1 - t) / (1 - t / s)) for s, t in itertools.pairwise(bar[1:]))
     largest = float(found.group(1))
-    assert largest == pytest.approx(want, abs=6e-5)
+    assert want - 1e-4 < largest <= want  # rounded down, so that it is legal itself
     *_, last = sample(model, (4, 1), times, DDIM(want * (1 - 1e-9)))
     assert last.x.isfinite().all()
     with pytest.raises(UsageError, match="largest legal eta"):

@@ -123,6 +123,7 @@ def compare(  # budget: table
     words = (samplers, preset, spacing, sweep)
     rows = [_rows(f, words, judge_of_noise, weaker) for f in found]
     _refuse_idle(rows, classifier, weak)
+    guidance.warn_far(*(row.sampling.guidance_scale for ways in rows for row in ways))
     reals = judged.reals(data, found[0])
     for steer in (judge_of_noise, weaker):
         if steer is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import bits, console, judged, meter, options
+from fewstep.cli import bits, console, guidance, judged, meter, options
 from fewstep.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def evaluate(  # budget: table
     judged.needs("torch_fidelity", "matplotlib")
     said = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing}
     said["guidance_scale"] = guidance_scale
+    guidance.warn_far(guidance_scale)
     changes = {key: value for key, value in said.items() if value is not None}
     foreign = judged.is_images(model)
     idle = [*changes, *(k for k in ("seed", "batch_size") if options.said(context, k))]

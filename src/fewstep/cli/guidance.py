@@ -112,6 +112,7 @@ def steer(
         raise UsageError(f"--classifier {word} and --weak {weak}: give one of them")
     if not label:
         raise UsageError(f"--classifier {word}: towards which class? give --label NAME")
+    warn_far(scale)
     return classifier(word, 1.0 if scale is None else scale)
 
 
@@ -162,9 +163,16 @@ def one_scale(scale: float | None, w: float | None) -> float | None:
             f"--guidance-scale {scale:g} and --guidance-w {w:g}: give one of them (scale = 1 + w)"
         )
     scale = 1 + w if w is not None else scale
-    if scale is not None and abs(scale) > _HUGE:
-        console.warn(
-            f"guidance scale {scale:g} is far beyond what follows a label (about 1 to 10): "
-            "expect images without detail"
-        )
+    warn_far(scale)
     return scale
+
+
+def warn_far(*scales: float | None) -> None:
+    """Warn of the first scale that is far beyond what is of use; None is one that is not said."""
+    for scale in scales:
+        if scale is not None and abs(scale) > _HUGE:
+            console.warn(
+                f"guidance scale {scale:g} is far beyond what follows a label (about 1 to 10): "
+                "expect images without detail"
+            )
+            return

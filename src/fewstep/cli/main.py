@@ -17,7 +17,10 @@ VERBS = {
     "sample": ("fewstep.cli.sample", "make images with a model"),
     "evaluate": ("fewstep.cli.evaluate", "measure images under a stated protocol"),
     "compare": ("fewstep.cli.compare", "what steps cost: quality against steps against time"),
-    "edit": ("fewstep.cli.edit", "encode an image into noise, walk between two"),
+    "edit": (
+        "fewstep.cli.edit",
+        "encode, walk between, complete, colour, enlarge and redraw images",
+    ),
     "lab": ("fewstep.cli.lab", "what the talk says, measured on points: pictures and numbers"),
     "import": ("fewstep.cli.import_", "make a model of a published checkpoint on your disk"),
     "doctor": ("fewstep.cli.doctor", "look at this machine and this installation"),

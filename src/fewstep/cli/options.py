@@ -67,12 +67,6 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")
-FORMAT = typer.Option(
-    "--format", parser=choice("human", "json"), metavar="human|json", help="result"
-)
-
-
 def steps(word: str) -> int:
     """Return a number of sampling steps."""
     from fewstep.sampling import MAX_STEPS  # here: it needs torch, and help must not
@@ -85,6 +79,20 @@ def seed(word: str) -> int:
     from fewstep.solvers.noise import SEEDS  # here: it needs torch, and help must not
 
     return whole(0, SEEDS - 1, "0..2^64-1")(word)
+
+
+MODEL = typer.Argument(metavar="MODEL", help="a shipped model (digits), a run or model folder")
+STEPS = typer.Option(parser=steps, metavar="N", help="sampling steps")
+SPACING = typer.Option(metavar="NAME", help="even, quadratic, trailing, karras, ...")
+ETA = typer.Option(
+    parser=number(), metavar="ETA", help="fresh noise of ddim: 0 none, 1 as much as ddpm"
+)
+SEED = typer.Option(parser=seed, metavar="SEED", help="image i has the seed SEED + i")
+SCALE = typer.Option(parser=whole(1, 64), metavar="K", help="enlarge pixels; 1 = as they are")
+DEVICE = typer.Option(metavar="NAME", help="auto, cpu, cuda, ...")
+FORMAT = typer.Option(
+    "--format", parser=choice("human", "json"), metavar="human|json", help="result"
+)
 
 
 def explain(error: Any) -> str:

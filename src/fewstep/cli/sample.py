@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, guidance, options
+from fewstep.cli import console, guidance, made, options
 from fewstep.cli.told import Said, tell
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
 app = options.app()
 
-_BATCH_PIXELS = 1 << 18
-
 _N = options.whole(1, 100_000)
-_REAL = options.number()
 
 
 @dataclass(frozen=True)
@@ -57,12 +54,7 @@ class Wish:
 
 @app.command()
 def sample(  # budget: table
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="a shipped model (digits), a run folder or a model folder"
-        ),
-    ],
+    model: Annotated[str, options.MODEL],
     label: Annotated[
         list[str] | None,
         typer.Option("--label", "-l", metavar="NAMES", help="classes: 7, or 3,7, or all"),
@@ -101,25 +93,13 @@ def sample(  # budget: table
     classifier: Annotated[str | None, guidance.CLASSIFIER] = None,
     classifier_scale: Annotated[float | None, guidance.CLASSIFIER_SCALE] = None,
     weak: Annotated[str | None, guidance.WEAK] = None,
-    steps: Annotated[
-        int | None, typer.Option(parser=options.steps, metavar="N", help="sampling steps")
-    ] = None,
+    steps: Annotated[int | None, options.STEPS] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
     ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(
-            parser=_REAL, metavar="ETA", help="fresh noise of ddim: 0 none, 1 as much as ddpm"
-        ),
-    ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(metavar="NAME", help="even, quadratic, trailing, karras, ...")
-    ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(parser=options.seed, metavar="SEED", help="image i has the seed SEED + i"),
-    ] = 0,
+    eta: Annotated[float | None, options.ETA] = None,
+    spacing: Annotated[str | None, options.SPACING] = None,
+    seed: Annotated[int, options.SEED] = 0,
     out: Annotated[
         str | None,
         typer.Option(
@@ -130,12 +110,7 @@ def sample(  # budget: table
             "file each; by default a new file beside you",
         ),
     ] = None,
-    scale: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.whole(1, 64), metavar="K", help="enlarge pixels; 1 = as they are"
-        ),
-    ] = None,
+    scale: Annotated[int | None, options.SCALE] = None,
     device: Annotated[str, options.DEVICE] = "auto",
     explain: Annotated[
         bool,
@@ -300,21 +275,21 @@ def _draw(
 
     from fewstep import conditions, sampling
 
-    size = max(1, min(256, _BATCH_PIXELS // (model.shape[1] * model.shape[2])))
+    size = made.at_once(model.shape)
     done: list[NDArray[np.uint8]] = []
     starts = range(0, len(wish.seeds), size)
     with console.bar("sampling") as tick:
         for k, first in enumerate(starts):
             some = conditions.rows(wish.cond, slice(first, first + size))
             n, last = min(size, len(wish.seeds) - first), None
-            for last in sampling.walk(model, preset, some, n, wish.seeds[first], steer):
-                tick(k * last.total + last.index + 1, len(starts) * last.total)
-            assert last is not None
-            if not last.x.isfinite().all():
+            try:
+                for last in sampling.walk(model, preset, some, n, wish.seeds[first], steer):
+                    tick(k * last.total + last.index + 1, len(starts) * last.total)
+            except NumericError as error:
                 raise NumericError(
-                    f"images {first}..{first + n - 1} are not finite; lower --guidance-scale or "
-                    "take another sampler; nothing was written"
-                )
+                    f"images {first}..{first + n - 1}: {error}; nothing was written"
+                ) from None
+            assert last is not None
             done.append(sampling.to_uint8(last.x).cpu().numpy())
     return np.concatenate(done)
 
@@ -330,11 +305,7 @@ def _name(wish: Wish) -> str:
 
 def _free(found: "Found", wish: Wish) -> Path:
     """Return a file name that is not taken."""
-    stem = f"{found.name}-{_name(wish)}-seed{wish.seeds[0]}"
-    path, k = Path(f"{stem}.png"), 2
-    while path.exists():
-        path, k = Path(f"{stem}-{k}.png"), k + 1
-    return path
+    return made.free(f"{found.name}-{_name(wish)}-seed{wish.seeds[0]}")
 
 
 def _write(

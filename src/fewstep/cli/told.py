@@ -240,38 +240,73 @@ def _partial(model: "Model", said: Said) -> "Tensor | None":
 
     channels, *size = model.shape
     image = read_image(said.image, channels, *size)
-    white = read_image(said.mask, 1, *size) >= _WHITE / 127.5 - 1
+    return torch.cat([image, read_mask(said.mask, *size).to(image.dtype)], 1)
+
+
+def read_mask(path: Path, *size: int) -> "Tensor":
+    """Return where an image is known, bool, (1, 1, H, W): all that is not white in the file.
+
+    Args:
+        path: of a mask, black and white.
+        size: H and W that it is stretched to.
+
+    Raises:
+        UsageError, DataError: as `read_image`.
+    """
+    white = read_image(path, 1, *size) >= _WHITE / 127.5 - 1
     if white.all() or not white.any():
         what = "white: nothing is known" if white.all() else "black: nothing is to be painted"
-        console.warn(f"{said.mask}: all of the mask is {what}")
-    return torch.cat([image, (~white).to(image.dtype)], 1)
+        console.warn(f"{path}: all of the mask is {what}")
+    return ~white
 
 
-def read_image(path: Path, channels: int, *size: int | None) -> "Tensor":
+def read_image(path: Path, channels: int, *size: int | None, told: bool = True) -> "Tensor":
     """Return one image file, (1, C, H, W) in [-1, 1].
 
     Args:
         path: of a PNG, JPEG, WebP, BMP or GIF.
         channels: C, 1 or 3.
         size: H and W that it is stretched to, or one number for both; None keeps its own.
+        told: whether stretching is said.
 
     Raises:
         UsageError: no such file.
         DataError: no image, or a damaged one.
     """
-    from fewstep.data.decode import Target, Unreadable, decode, header
+    from fewstep.data.decode import Target, Unreadable, decode
 
+    width, height = own = image_size(path)
+    height, width = size[0] or height, size[-1] or width
+    try:
+        pixels = decode(_content(path), Target(channels, height, width, "stretch"))
+    except Unreadable as error:
+        raise DataError(f"{path} {error}") from None
+    if told and own != (width, height):
+        console.note(f"{path}: {own[0]}x{own[1]}, stretched to {width}x{height}")
+    return _floats(pixels[None])
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file.
+
+    Raises:
+        UsageError, DataError: as `read_image`.
+    """
+    from fewstep.data.decode import Unreadable, header
+
+    try:
+        own = header(_content(path))
+    except Unreadable as error:
+        raise DataError(f"{path} {error}") from None
+    return own.width, own.height
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file."""
     path = path.expanduser()
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give an image")
-    content = path.read_bytes()
-    try:
-        own = header(content)
-        height, width = size[0] or own.height, size[-1] or own.width
-        pixels = decode(content, Target(channels, height, width, "stretch"))
-    except Unreadable as error:
-        raise DataError(f"{path} {error}") from None
-    return _floats(pixels[None])
+    return path.read_bytes()
 
 
 def _floats(pixels: "NDArray[np.uint8]") -> "Tensor":

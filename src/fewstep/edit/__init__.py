@@ -1,10 +1,30 @@
-"""What can be done to an image through its noise: encode it, decode it, walk between two.
+"""What can be done to an image through its noise: encode it, walk to another, change parts of it.
 
 `encode` finds the noise from which DDIM makes an image (`encode`), `slerp` walks between two
-noises (`between`).
+noises (`between`). `complete` fills in what was not measured, where `Pixels`, `Luminance` and
+`BlockMeans` say what was (`measure`), and `stroke` redraws a sketch (`change`).
 """
 
 from fewstep.edit.between import frames, slerp
+from fewstep.edit.change import Repeat, complete, remaining, stroke
 from fewstep.edit.encode import Code, decode, encode
+from fewstep.edit.measure import BlockMeans, Luminance, Measure, Pixels, enlarged, put, within
 
-__all__ = ["Code", "decode", "encode", "frames", "slerp"]
+__all__ = [
+    "BlockMeans",
+    "Code",
+    "Luminance",
+    "Measure",
+    "Pixels",
+    "Repeat",
+    "complete",
+    "decode",
+    "encode",
+    "enlarged",
+    "frames",
+    "put",
+    "remaining",
+    "slerp",
+    "stroke",
+    "within",
+]

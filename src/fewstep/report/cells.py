@@ -206,27 +206,27 @@ class Maker:
         done, parts, began = 0, [], time.perf_counter()
         for ids in pieces:
             first, n, x = start + int(ids[0]), len(ids), torch.empty(0)
-            for step in solvers.sample(
+            walk = solvers.sample(
                 self.plan.denoiser,
                 (n, *cell.model.shape),
                 self.plan.times,
                 self.plan.solver,
                 None if cond is None else cond[ids.to(device)],
                 noise=solvers.PerImage(solvers.image_seeds(cell.seed, n, first)),
-            ):
-                x, done = step.x, done + 1
-                if tick is not None:
-                    tick(done, steps * len(pieces))
+            )
+            try:
+                for step in walk:
+                    x, done = step.x, done + 1
+                    if tick is not None:
+                        tick(done, steps * len(pieces))
+            except NumericError as error:
+                raise NumericError(
+                    f"{cell.name}, {cell.sampling.sampler} {cell.sampling.steps}: images "
+                    f"{first}..{first + n - 1}: {error}; nothing of this chunk was kept"
+                ) from None
             parts.append(x.cpu())  # waits for the device: the clock stops with the work done
         seconds = time.perf_counter() - began
         x = torch.cat(parts)
-        if not x.isfinite().all():
-            bad = int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-            raise NumericError(
-                f"{cell.name}, {cell.sampling.sampler} {cell.sampling.steps}: image "
-                f"{start + bad} is not finite; lower the guidance scale or take another sampler; "
-                "nothing of this chunk was kept"
-            )
         return Chunk(sampling.to_uint8(x).numpy(), asked, seconds, machine(device))
 
     def _warm_up(self, size: int, cond: torch.Tensor | None) -> None:

@@ -95,9 +95,10 @@ class DDIM(Solver):
             if tilde > 0:
                 largest = min(largest, float(process.sigma(s)) / math.sqrt(tilde))
         if self.eta > largest * (1 + 1e-12):
+            named = math.floor(largest * (1 + 1e-12) * 1e4) / 1e4  # rounded down: itself legal
             raise UsageError(
                 f"eta {self.eta:g}: too large for these {len(times) - 1} steps, where "
-                f"sigma_s^2 - std^2 would be negative; the largest legal eta is {largest:.4f}"
+                f"sigma_s^2 - std^2 would be negative; the largest legal eta is {named:.4f}"
             )
 
 

@@ -123,9 +123,14 @@ def from_indices(kept: list[int], steps: int = 1000) -> Tensor:
         shape (len(kept) + 1,), float64; index i is the time (i + 1) / T, last 0.
 
     Raises:
-        UsageError: an index outside 0..T-1, or not strictly rising, named by its position.
+        UsageError: no index, or one that is not whole, outside 0..T-1 or not above the one
+            before, named by its position.
     """
+    if not kept:
+        raise UsageError(f"no index in the grid: must keep at least one of 0..{steps - 1}")
     for k, i in enumerate(kept):
+        if i != int(i):
+            raise UsageError(f"step {k} of the grid: index {i} must be a whole number")
         if not 0 <= i < steps:
             raise UsageError(f"step {k} of the grid: index {i} is outside 0..{steps - 1}")
         if k and i <= kept[k - 1]:

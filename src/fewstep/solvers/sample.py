@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep import conditions
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
-from fewstep.errors import UsageError
+from fewstep.errors import NumericError, UsageError
 from fewstep.prediction import Prediction
 from fewstep.shapes import Number
 from fewstep.solvers.base import Noise, Solver
@@ -114,9 +114,10 @@ def sample(
     Raises:
         UsageError: the solver cannot walk this grid; the grid leaves [0, 1] or turns back.
         ValueError: shapes of `x` or `cond` that do not fit.
+        NumericError: the last batch is not finite; names the first step that was not.
     """
     levels = times.tolist()
-    _check_grid(levels)
+    check_grid(levels)
     conditions.check(cond, shape[0])
     if x is not None and tuple(x.shape) != tuple(shape):
         raise ValueError(f"x of shape {tuple(x.shape)}: expected {tuple(shape)}")
@@ -133,8 +134,8 @@ def sample(
     return _walk(denoiser, x, levels, solver, conditions.to(cond, x.device), noise)
 
 
-def _check_grid(levels: list[float]) -> None:
-    """Refuse what is no walk through [0, 1] in one direction, naming the first bad entry."""
+def check_grid(levels: list[float]) -> None:
+    """Raise UsageError for what is no walk through [0, 1] in one direction, naming the entry."""
     if len(levels) < 2:
         raise UsageError(f"grid of {len(levels)} times: at least 2 are needed, both ends")
     sign = -1 if levels[1] < levels[0] else 1
@@ -157,10 +158,46 @@ def _walk(
     noise: Noise | None,
 ) -> Iterator[Step]:
     watch, carry, total, silent = _Watch(denoiser), None, len(times) - 1, torch.no_grad()
-    for i, (t, s) in enumerate(pairwise(times)):
+    moves = list(pairwise(times))
+    finite = Finite(moves)
+    for i, (t, s) in enumerate(moves):
         with silent:  # inside the loop: the caller's own code between steps is not ours
             x, carry = solver.step(watch, x, t, s, cond, carry, noise)
+            finite.see(x)
         yield Step(i, total, t, s, x, watch.last[0])
+
+
+class Finite:
+    """Refuse a last batch that is not finite, naming the first step that was not.
+
+    The sum of each batch is kept where it is: an accelerator is waited for once, at the end.
+
+    Args:
+        moves: (t, s) of every step.
+    """
+
+    def __init__(self, moves: list[tuple[float, float]]) -> None:
+        self._moves = moves
+        self._sums: list[Tensor] = []
+
+    def see(self, x: Tensor) -> None:
+        """Take the batch after one more step.
+
+        Args:
+            x: shape (B, *).
+
+        Raises:
+            NumericError: this was the last step, and a value is not finite.
+        """
+        self._sums.append(x.sum())
+        if len(self._sums) < len(self._moves) or x.is_meta or bool(x.isfinite().all()):
+            return
+        k = int(torch.stack(self._sums).isfinite().int().argmin())
+        t, s = self._moves[k]
+        raise NumericError(
+            f"step {k + 1} of {len(self._moves)}, from t = {t:g} to {s:g}: from here on the batch "
+            "is not finite; lower the guidance scale, or take more steps or another sampler"
+        )
 
 
 def generate(
@@ -189,6 +226,7 @@ def generate(
     Raises:
         UsageError: as `sample`, or batch_size < 1.
         ValueError: no images, or cond of another length.
+        NumericError: as `sample`.
     """
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size}: must be at least 1")

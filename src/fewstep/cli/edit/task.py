@@ -1,0 +1,264 @@
+"""How an edit is done: images in, the walk of each, results, a strip of before and after, a line.
+
+Result i has the seed SEED + i, whatever was made beside it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli import console, made
+from fewstep.cli.edit import way
+from fewstep.cli.edit.way import Row, Way
+from fewstep.errors import NumericError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.conditions import Cond
+    from fewstep.edit import Measure, Repeat
+    from fewstep.solvers import Noise
+
+STRIP = "-strip"
+"""Ending of the name of the picture that shows before and after."""
+_LEVELS = 127.5  # grey levels in a difference of 1
+_FAR = 2.0  # grey levels: rounding alone is below one
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the user wants of any of these verbs.
+
+    Attributes:
+        images: files.
+        label: words for classes, or None.
+        number: results of an image.
+        seed: of the first result.
+        changes: to the model's settings.
+        out: the .png, or None.
+        scale: whole factor of enlargement, None = by size.
+        device: its name.
+        form: of what is printed.
+    """
+
+    images: list[Path]
+    label: list[str] | None
+    number: int
+    seed: int
+    changes: dict[str, Any]
+    out: str | None
+    scale: int | None
+    device: str
+    form: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """One image, as the model will meet it.
+
+    Attributes:
+        shown: what the strip begins with, each of shape (1, C, H, W), in [-1, 1].
+        y: of which a part is known, or the sketch, shape (1, C, H, W), in [-1, 1].
+        measure: the projection on what is known; None for a sketch.
+        facts: for the file.
+    """
+
+    shown: "list[Tensor]"
+    y: "Tensor"
+    measure: "Measure | None" = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The walk of `edit.complete`.
+
+    Attributes:
+        repeat: walks of each part.
+        jump: steps of a part.
+    """
+
+    repeat: int
+    jump: int
+
+    def moves(self, how: Way) -> list[tuple[float, float]]:
+        """Return the moves (from, to) of the walk."""
+        process, times = how.plan.denoiser.process, how.plan.times.tolist()
+        return self._repeat().path(times, clean=float(process.sigma(times[-1])) == 0)
+
+    def walk(
+        self, how: Way, given: Given, n: int, noise: "Noise", cond: "Cond"
+    ) -> "Iterator[Tensor]":
+        """Return the batches of the walk of n results."""
+        from fewstep.edit import complete
+
+        p, y, measure = how.plan, given.y.expand(n, -1, -1, -1), given.measure
+        assert measure is not None
+        repeat = self._repeat()
+        return complete(p.denoiser, y, measure, p.times, noise, cond, p.solver, repeat)
+
+    def _repeat(self) -> "Repeat":
+        from fewstep.edit import Repeat
+
+        return Repeat(self.repeat, self.jump)
+
+
+@dataclass(frozen=True)
+class Redrawing:
+    """The walk of `edit.stroke`.
+
+    Attributes:
+        strength: share of noise.
+    """
+
+    strength: float
+
+    def moves(self, how: Way) -> list[tuple[float, float]]:
+        """Return the moves (from, to) of the walk."""
+        from fewstep.edit import remaining
+
+        grid = remaining(how.plan.denoiser.process, how.plan.times, self.strength)
+        return list(pairwise(grid.tolist()))
+
+    def walk(
+        self, how: Way, given: Given, n: int, noise: "Noise", cond: "Cond"
+    ) -> "Iterator[Tensor]":
+        """Return the batches of the walk of n results."""
+        from fewstep.edit import stroke
+
+        p, y = how.plan, given.y.expand(n, -1, -1, -1)
+        return stroke(p.denoiser, y, p.times, self.strength, noise, cond, p.solver)
+
+
+def run(
+    verb: str,
+    model: str,
+    task: Task,
+    read: Callable[[Way, Path], Given],
+    method: Completion | Redrawing,
+) -> None:
+    """Make, write and report the results of all images.
+
+    Args:
+        verb: of the command.
+        model: its word on the command line.
+        task: what the user wants.
+        read: opens an image.
+        method: the walk.
+
+    Raises:
+        UsageError: an option or an image that does not fit.
+        DataError: an image that cannot be read.
+        NumericError: results that are not finite.
+    """
+    import torch
+
+    found, target = way.begin(model, task.out)
+    scale = way.scale_of(found, task.label, task.changes["guidance_scale"])
+    how = way.plan(found, {**task.changes, "guidance_scale": scale}, task.device)
+    rows = way.rows(found, task.label)
+    if len(rows) not in (1, len(task.images)):
+        raise UsageError(
+            f"--label: {len(rows)} classes for {len(task.images)} images; give one, or one of each"
+        )
+    rows = rows * len(task.images) if len(rows) == 1 else rows
+    given = [read(how, path) for path in task.images]
+    results = _results(verb, how, task, list(zip(given, rows, strict=True)), method)
+    name = f"{found.name}-{verb}-{task.images[0].stem}"
+    file = target or made.free(name if len(given) == 1 else f"{name}-and-{len(given) - 1}", STRIP)
+    strip = file.with_stem(file.stem + STRIP)
+    facts = {
+        "edit": verb,
+        **how.facts,
+        "nfe": _cost(how, method),
+        **asdict(method),
+        "seed": task.seed,
+        "images": [
+            {"image": path.name, "label": row[0], **one.facts, **_kept(one, part)}
+            for path, row, one, part in zip(task.images, rows, given, results, strict=True)
+        ],
+    }
+    way.save(torch.cat(results), task.number, file, task.scale, facts)
+    lines = [torch.cat([*one.shown, part]) for one, part in zip(given, results, strict=True)]
+    way.save(torch.cat(lines), len(lines[0]), strip, task.scale, facts)
+    if task.form == "json":
+        print(json.dumps({**facts, "file": str(file), "strip": str(strip)}))
+        return
+    _report(f"{file} (before and after: {strip.name})", facts, task.number * len(given))
+
+
+def _results(
+    verb: str,
+    how: Way,
+    task: Task,
+    given: list[tuple[Given, Row]],
+    method: Completion | Redrawing,
+) -> "list[Tensor]":
+    """Return the results of each image, shape (n, C, H, W), with a bar on a terminal."""
+    import torch
+
+    from fewstep.edit import within
+    from fewstep.solvers import PerImage, image_seeds
+
+    size, steps = made.at_once(how.found.model.shape), max(1, len(method.moves(how)))
+    firsts = list(range(0, task.number, size))
+    total, done = steps * len(firsts) * len(given), 0
+    results: list[Tensor] = []
+    with console.bar(verb) as tick:
+        for i, (one, (_, cond)) in enumerate(given):
+            parts: list[Tensor] = []
+            for first in firsts:
+                n = min(size, task.number - first)
+                noise = PerImage(image_seeds(task.seed, n, i * task.number + first))
+                some, x = None if cond is None else cond.expand(n).to(how.place), one.y
+                try:
+                    for batch in method.walk(how, one, n, noise, some):
+                        x, done = batch, done + 1
+                        tick(done, total)
+                except NumericError as error:
+                    raise NumericError(f"{task.images[i]}: {error}; nothing was written") from None
+                parts.append(x if one.measure is None else within(x, one.y, one.measure))
+            results.append(torch.cat(parts))
+    return results
+
+
+def _cost(how: Way, method: Completion | Redrawing) -> int:
+    """Return the network evaluations of one result."""
+    import torch
+
+    from fewstep.solvers import nfe
+
+    moves = Counter((t, s) for t, s in method.moves(how) if s < t)
+    one = {m: nfe(how.plan.denoiser, torch.tensor(m), how.plan.solver) for m in moves}
+    return sum(one[move] * count for move, count in moves.items())
+
+
+def _kept(given: Given, results: "Tensor") -> dict[str, float]:
+    """Return how far what was known is from it in the bytes of the file, in grey levels."""
+    from fewstep import sampling
+
+    if given.measure is None:
+        return {}
+    written = sampling.to_uint8(results) / _LEVELS - 1
+    off = float((given.measure(written) - given.measure(given.y)).abs().max()) * _LEVELS
+    return {"kept_to": round(off, 3)}
+
+
+def _report(where: str, facts: dict[str, Any], n: int) -> None:
+    """Print what was made, and warn where rounding and clipping changed what was known."""
+    kept = max((image.get("kept_to", 0.0) for image in facts["images"]), default=0.0)
+    if kept > _FAR:
+        console.warn(
+            f"what was known is off by up to {kept:.1f} grey levels: numbers beyond black and "
+            "white were cut off; another --seed, more --steps or --repeat may help"
+        )
+    settings, first = facts["sampling"], facts["seed"]
+    console.result(
+        f"{where}: {n} images, ddim {facts['steps']} steps of eta {settings['eta']:g}, "
+        f"{facts['nfe']} network evaluations each, guidance scale "
+        f"{settings['guidance_scale']:g}, seeds {first}..{first + n - 1}"
+    )
