@@ -13,8 +13,9 @@ from torch import Tensor
 
 import fewstep
 from fewstep import guide, model, process, sampling
-from fewstep.denoiser import EDM, EPS, LABELS, SCORE, NetDenoiser, V, _Edm, angle, index
+from fewstep.denoiser import EDM, EPS, SCORE, NetDenoiser, V, _Edm
 from fewstep.errors import UsageError
+from fewstep.labels import LABELS, angle, index
 from fewstep.model import Model, Sampling, from_description
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.nets.unet import UNet, UNetConfig

@@ -113,6 +113,21 @@ def sample(  # budget: table
             parser=_REAL, metavar="ETA", help="fresh noise of ddim: 0 none, 1 as much as ddpm"
         ),
     ] = None,
+    each: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 99_999), metavar="N", help="Langevin steps at a noise level; 5"
+        ),
+    ] = None,
+    snr: Annotated[
+        float | None,
+        typer.Option(
+            parser=options.number(0, 1),
+            metavar="R",
+            help="size of Langevin steps: sqrt(epsilon / 2) / (least noise) of NCSNv2's epsilon; "
+            "by default as that paper proposes",
+        ),
+    ] = None,
     spacing: Annotated[
         str | None, typer.Option(metavar="NAME", help="even, quadratic, trailing, karras, ...")
     ] = None,
@@ -156,6 +171,8 @@ def sample(  # budget: table
         "spacing": spacing,
         "eta": eta,
         "guidance_scale": guidance_scale,
+        "each": each,
+        "snr": snr,
     }
     said = {
         "guidance-interval": guidance_interval,
