@@ -195,9 +195,9 @@ def no_denoiser(model: Model) -> UsageError:
 def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Return settings with the user's changes, and without what they leave no use for.
 
-    Another sampler than ddim has no eta, and each its own Langevin steps or none; scale 1 has no
-    refinement of guidance, and what says whether to clip means no thresholding, unless the user
-    says so.
+    Another sampler than ddim has no eta, and each its own Langevin steps or none, which go by the
+    ladder where that is another; scale 1 has no refinement of guidance, and what says whether to
+    clip means no thresholding, unless the user says so.
 
     Args:
         preset: the model's own settings.
@@ -212,6 +212,8 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     if values.get("sampler", preset.sampler) != preset.sampler:
         for name in LANGEVIN:
             values.setdefault(name, None)
+    elif preset.sampler == "annealed-langevin" and {"steps", "spacing", "each"} & set(values):
+        values.setdefault("snr", None)
     idle = REFINING if values.get("guidance_scale", preset.guidance_scale) == 1 else ()
     for name in (*idle, *(("threshold",) if "clip" in values else ())):
         for field in DIALS[name]:

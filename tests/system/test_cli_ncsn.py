@@ -25,7 +25,7 @@ def run(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("some runs")
     words = ["train", "digits-ncsn", "out=r", "train.steps=4", *SMALL]
     done = process(*words, cwd=place, stdout=-1, stderr=-1)
-    out, err = done.communicate()
+    _, err = done.communicate()
     assert done.returncode == 0, err
     assert err.count("ladder: noise 9.599 to 0.03; training on 20 levels; ") == 1
     assert "ratio 1.355, snr 0.3454, 5 Langevin steps at each" in err
@@ -67,7 +67,8 @@ def test_a_run_keeps_what_was_settled(run, capsys) -> None:
     ("words", "nfe", "said"),
     [
         ((), LEVELS * 5 + 1, {"each": 5, "snr": 0.3454}),
-        (("--each", "2"), LEVELS * 2 + 1, {"each": 2, "snr": 0.3454}),
+        (("--each", "2"), LEVELS * 2 + 1, {"each": 2}),
+        (("--steps", "9"), 10 * 5 + 1, {"each": 5}),
         (("--snr", "0.2"), LEVELS * 5 + 1, {"each": 5, "snr": 0.2}),
         (("--sampler", "predictor-corrector", "--steps", "6"), 7 + 6 + 1, {}),
         (("--sampler", "predictor-corrector-ddim", "--steps", "6"), 7 + 6 + 1, {}),
@@ -119,7 +120,7 @@ def test_rows_of_compare_take_langevin_steps(run, capsys) -> None:
         "annealed Langevin 4, each 2", "annealed Langevin 4, each 2, snr 0.2",
         "predictor-corrector 3",
     ]  # fmt: skip
-    code, out, err = call(capsys, "evaluate", run, "-n", "20", "-o", "e")
+    code, out, err = call(capsys, "evaluate", run, "-n", "20", "-o", "c")
     assert code == 0, err
     assert re.search(r"sampler annealed-langevin, steps 19, .*each 5, snr 0\.3454", out)
     for row, said in (("ddim:4:each=2", "not of the sampler ddim"), ("ddim:4:snr=x", "finite")):
