@@ -2,9 +2,9 @@ r"""Propose the noise levels and the step size of annealed Langevin dynamics, fr
 
 NCSNv2's techniques: the largest level is the largest distance between two images, so that chains
 cross from any to any (1); neighbouring levels overlap, so that samples of one are likely at the
-next (2); the network is s(x) / sigma (3), which here is the parametrisation EPS up to its sign;
-the step keeps the variance where it should be at every level (4); the weights are averaged with
-decay 0.999 (5), an option of training.
+next (2); the network is s(x) / sigma (3), which here is the parametrisation EPS up to its sign,
+with the label `nothing`; the step keeps the variance where it should be at every level (4); the
+weights are averaged with decay 0.999 (5), an option of training.
 
 Source: Song and Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020,
 techniques 1-5 (arXiv 2006.09011).
