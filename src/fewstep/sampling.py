@@ -212,7 +212,9 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     if values.get("sampler", preset.sampler) != preset.sampler:
         for name in LANGEVIN:
             values.setdefault(name, None)
-    elif preset.sampler == "annealed-langevin" and {"steps", "spacing", "each"} & set(values):
+    own = {name: getattr(preset, name) for name in ("steps", "spacing", "each")}
+    moved = any(values.get(name, value) != value for name, value in own.items())
+    if preset.sampler == "annealed-langevin" and moved:
         values.setdefault("snr", None)
     idle = REFINING if values.get("guidance_scale", preset.guidance_scale) == 1 else ()
     for name in (*idle, *(("threshold",) if "clip" in values else ())):
