@@ -111,14 +111,15 @@ def test_settings_that_say_nothing_are_refused(run, capsys, words, said) -> None
 
 def test_rows_of_compare_take_langevin_steps(run, capsys) -> None:
     pytest.importorskip("torch_fidelity")
-    rows = "annealed-langevin:4:each=2,annealed-langevin:4:each=2:snr=0.2,predictor-corrector:3"
+    same = "annealed-langevin:4:each=2"
+    rows = f"{same},{same}:snr=0.2,{same}:snr=0.3454,predictor-corrector:3"
     code, _, err = call(capsys, "compare", run, "-n", "20", "-o", "c", "--samplers", rows)
     assert code == 0, err
     lines = results.load(Path("c/results.json"))
-    assert [line.nfe for line in lines] == [5 * 2 + 1, 5 * 2 + 1, 4 + 3 + 1]
+    assert [line.nfe for line in lines] == [*[5 * 2 + 1] * 3, 4 + 3 + 1]
     assert [line.title for line in lines] == [
         "annealed Langevin 4, each 2", "annealed Langevin 4, each 2, snr 0.2",
-        "predictor-corrector 3",
+        "annealed Langevin 4, each 2, snr 0.3454", "predictor-corrector 3",
     ]  # fmt: skip
     code, out, err = call(capsys, "evaluate", run, "-n", "20", "-o", "c")
     assert code == 0, err

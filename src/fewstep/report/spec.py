@@ -48,8 +48,8 @@ PROCESSES: Mapping[str, Callable[[], Process | None]] = {
 """Along which process to sample: the model's own, DDPM's linear betas or the cosine."""
 
 KEYS = (
-    *("eta", "scale", "w", "spacing", "clip", "process", *DIALS, *LANGEVIN, "classifier", "weak"),
-)
+    "eta", "scale", "w", "spacing", "clip", "process", *DIALS, *LANGEVIN, "classifier", "weak",
+)  # fmt: skip
 """What a row may change after NAME:STEPS."""
 
 PRESETS = ("frontier", "ddim-table", "demo")
@@ -346,11 +346,11 @@ def _title(s: Sampling, process: str, preset: Sampling, steer: Steer | Weak | No
         parts.append(f"{process} process")
     now, own = dials(s), dials(preset)
     parts += [f"{k} {now.get(k, 'off')}" for k in DIALS if now.get(k) != own.get(k)]
-    parts += [
-        f"{k} {_short(v)}"
-        for k in LANGEVIN
-        if (v := getattr(s, k)) not in (None, getattr(preset, k))
-    ]
+    same = (s.steps, s.spacing) == (preset.steps, preset.spacing)
+    for k in LANGEVIN:
+        value = getattr(s, k)
+        if value is not None and not (same and value == getattr(preset, k)):
+            parts.append(f"{k} {_short(value)}")
     if isinstance(steer, Steer):
         parts.append(f"classifier {_short(steer.scale)}")
     if isinstance(steer, Weak):
