@@ -21,7 +21,8 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.samplers import BATCH, STEPS, Constant, Sampler, k_diffusion, noise_level, ours
 from fewstep import solvers
-from fewstep.denoiser import EPS, X0, index
+from fewstep.denoiser import EPS, X0
+from fewstep.labels import index
 from fewstep.process import EDM, Tabulated
 from fewstep.train.engine import tune_cpu
 

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from benchmarks import timing
 from fewstep import solvers
-from fewstep.denoiser import EPS, X0, NetDenoiser, Param, V, index
+from fewstep.denoiser import EPS, X0, NetDenoiser, Param, V
+from fewstep.labels import index
 from fewstep.process import EDM, Process, Tabulated
 from fewstep.shapes import Number
 from fewstep.train.engine import tune_cpu

@@ -36,7 +36,7 @@ COMMAND = (
 )
 THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("errors", "files"), (set[str](), set[str]())),
-    **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse"), CORE),
+    **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse", "labels"), CORE),
     **dict.fromkeys(("denoiser", "exact", "classifier", "nets"), CORE),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "steer", "distill"), CORE),
     "langevin": CORE,
@@ -53,8 +53,8 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "__main__": (set(), set()),
 }
 SHAPED = {
-    "conditions", "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets",
-    "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
+    "conditions", "shapes", "process", "prediction", "reverse", "labels", "denoiser", "exact",
+    "nets", "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
     "langevin", "likelihood", "lab",
 }  # fmt: skip
 

@@ -16,6 +16,7 @@ from fewstep.report.results import Line
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: python tools/results_table.py -->", "<!-- end of results -->"
 FIGURES = ("accuracy", "FD-pixels")
+CONTENT = ("FD-classifier", "KD-classifier", "FD-pixels", "accuracy", "diversity-classifier")
 
 
 def short(lines: list[Line]) -> str:
@@ -45,6 +46,10 @@ def _short(lines: list[Line], slowest: float) -> str:
 
 PAGES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "README.md": ("docs/results/demo-digits.json", short),
+    "docs/results/ncsn-digits.md": (
+        "docs/results/ncsn-digits.json",
+        lambda lines: table.markdown(lines, CONTENT).rstrip("\n"),
+    ),
     "docs/results/ddim-digits.md": ("docs/results/ddim-digits.json", table.ddim_markdown),
     **{
         f"docs/results/{name}.md": (f"docs/results/{name}.json", sweep.markdown)

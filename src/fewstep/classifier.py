@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.conditions import Cond, classes
-from fewstep.denoiser import LABELS, Label, Told, angle
+from fewstep.denoiser import Told
+from fewstep.labels import LABELS, Label, angle
 from fewstep.process import Process
 from fewstep.shapes import Number
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from fewstep import process
 from fewstep.classifier import NoisyClassifier
-from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
+from fewstep.denoiser import PARAMS, NetDenoiser
 from fewstep.errors import UsageError, suggest
+from fewstep.labels import LABELS
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.nets.extra_inputs import Inpaint, SuperRes
 from fewstep.nets.mlp import MLP, MLPConfig
@@ -55,6 +56,9 @@ class Sampling:
         apg_radius: its longest difference, in units of pixel values in [-1, 1]; None = any.
         apg_momentum: of its running sum, in (-1, 1).
         threshold: percentile in (0, 100] of dynamic thresholding, in place of clipping, or None.
+        each: Langevin steps at a level of noise, >= 1; None = 5 of annealed-langevin, else 1.
+        snr: size of these steps, in (0, 1), see `solvers.PredictorCorrector`; None = by the
+            ladder (annealed-langevin), else 0.16, or 0.176 (predictor-corrector-level).
     """
 
     sampler: str = "ddim"
@@ -70,6 +74,8 @@ class Sampling:
     apg_radius: float | None = None
     apg_momentum: float = 0.0
     threshold: float | None = None
+    each: int | None = None
+    snr: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON values, the fields from `guidance_low` on only where set.

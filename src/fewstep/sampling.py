@@ -17,6 +17,7 @@ from fewstep.classifier import NoisyClassifier
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError, suggest
+from fewstep.langevin import ladder
 from fewstep.model import Model, Sampling
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
@@ -24,6 +25,9 @@ from fewstep.steer import DIALS, REFINING, Steer, Weak, guided
 
 MAX_STEPS = 100_000
 """More sampling steps than this are taken for a slip of the keyboard."""
+
+EACH = 5
+"""Langevin steps of annealed-langevin at a level of noise, unless said."""
 
 SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "ddim": lambda eta, n: solvers.DDIM(eta),
@@ -41,9 +45,18 @@ SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
     "deis": lambda eta, n: solvers.DEIS(3),
     "ipndm": lambda eta, n: solvers.IPNDM(4),
+    "annealed-langevin": lambda eta, n: solvers.PredictorCorrector(None, EACH, rule="level"),
+    "predictor-corrector": lambda eta, n: solvers.PredictorCorrector(),
+    "predictor-corrector-level": lambda eta, n: solvers.PredictorCorrector(
+        snr=0.176, rule="level"
+    ),
+    "predictor-corrector-ddim": lambda eta, n: solvers.PredictorCorrector(solvers.DDIM()),
 }
 """Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
 the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""
+
+LANGEVIN = ("each", "snr")
+"""Fields of `model.Sampling` for the samplers with Langevin steps alone."""
 
 SPACINGS = ("even", "karras", "logsnr", *grids.SPACINGS)
 """Names of the grids: even in t, in noise level or in log-SNR, or a subset of the T steps."""
@@ -136,7 +149,39 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
     times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
     solver = SAMPLERS[name](sampling.eta, len(times) - 1)
     solver.check(denoiser.process, times.tolist())
+    solver = _stepping(solver, sampling, denoiser.process, times)
     return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
+
+
+def _stepping(
+    solver: solvers.Solver, sampling: Sampling, process: Process, times: Tensor
+) -> solvers.Solver:
+    """Return the solver with the Langevin steps of the settings.
+
+    The size of those of annealed Langevin dynamics is by default that of NCSNv2's technique 4 for
+    the levels of the grid.
+    """
+    said = {name: v for name in LANGEVIN if (v := getattr(sampling, name)) is not None}
+    if not isinstance(solver, solvers.PredictorCorrector):
+        if said:
+            have = ", ".join(k for k in SAMPLERS if k.startswith(("annealed", "predictor")))
+            raise UsageError(
+                f"{' and '.join(said)}: not of the sampler {sampling.sampler}, which takes no "
+                f"Langevin steps; {have} do"
+            )
+        return solver
+    solver = replace(solver, **said)
+    if solver.predictor is not None or "snr" in said:
+        return solver
+    pairs = (process.levels(t) for t in times.tolist())
+    ratios = [float(sigma / alpha) for alpha, sigma in pairs if sigma > 0]
+    if len(ratios) < 2:
+        raise UsageError(
+            "steps 1: annealed-langevin goes down a ladder of noise levels; take more steps, or "
+            "say the size of its steps by snr"
+        )
+    even = ladder.geometric(ratios[0], ratios[-1], len(ratios))
+    return replace(solver, snr=ladder.snr_for(even, solver.each))
 
 
 def no_denoiser(model: Model) -> UsageError:
@@ -150,8 +195,9 @@ def no_denoiser(model: Model) -> UsageError:
 def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Return settings with the user's changes, and without what they leave no use for.
 
-    Another sampler than ddim has no eta, scale 1 no refinement of guidance, and what says whether
-    to clip means no thresholding, unless the user says so.
+    Another sampler than ddim has no eta, and each its own Langevin steps or none, which go by the
+    ladder where that is another; scale 1 has no refinement of guidance, and what says whether to
+    clip means no thresholding, unless the user says so.
 
     Args:
         preset: the model's own settings.
@@ -163,6 +209,13 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     values = dict(changes)
     if values.get("sampler", preset.sampler) != "ddim":
         values.setdefault("eta", 0.0)
+    if values.get("sampler", preset.sampler) != preset.sampler:
+        for name in LANGEVIN:
+            values.setdefault(name, None)
+    own = {name: getattr(preset, name) for name in ("steps", "spacing", "each")}
+    moved = any(values.get(name, value) != value for name, value in own.items())
+    if preset.sampler == "annealed-langevin" and moved:
+        values.setdefault("snr", None)
     idle = REFINING if values.get("guidance_scale", preset.guidance_scale) == 1 else ()
     for name in (*idle, *(("threshold",) if "clip" in values else ())):
         for field in DIALS[name]:

@@ -264,7 +264,10 @@ def _check(s: Sampling, steer: Steer | Weak | None) -> None:
     said = dials(s)
     if "momentum" in said and "apg" not in said:
         raise UsageError(f"momentum {said['momentum']}: belongs to apg; give apg with it")
-    if "momentum" in said and s.sampler in ("heun", "heun-churn"):
+    twice = s.sampler in ("heun", "heun-churn") or s.sampler.startswith(
+        ("annealed-", "predictor-")
+    )
+    if "momentum" in said and twice:
         raise UsageError(
             f"momentum {said['momentum']}: the sampler {s.sampler} asks twice at one time, which "
             "begins the running sum anew; take ddim or dpmpp"

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from fewstep import guide, solvers
 from fewstep.conditions import Cond
-from fewstep.denoiser import EPS, PARAMS, Denoiser, NetDenoiser, index, log_sigma_250
+from fewstep.denoiser import EPS, PARAMS, Denoiser, NetDenoiser
 from fewstep.exact import Mixture
+from fewstep.labels import index, log_sigma_250
 from fewstep.objectives import Chain
 from fewstep.prediction import Prediction
 from fewstep.process import EDM, Tabulated

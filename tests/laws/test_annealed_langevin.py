@@ -46,6 +46,16 @@ def test_annealing_finds_the_weights_of_modes(count: int, each: int):
     assert float(end.x[heavy].std(0).mean()) == pytest.approx(1.0, rel=0.06)
 
 
+def test_too_few_steps_do_not_find_the_weights():
+    """0.68 of 0.8 with a fifth of the steps: the law of above is one of L T, not of the ladder."""
+    sigmas = ladder.geometric(20.0, 0.1, 10)
+    score = score_of(Mixture(VE(0.01, 50.0), TWO, 1.0, weights=WEIGHTS))
+    x = 16 * torch.rand(4000, 2, generator=generator(1), dtype=torch.float64) - 8
+    steps = 0.1 * (sigmas**2 + 1) / 1.01
+    *_, end = annealed(score, sigmas, steps, x, source(), 20, denoise=False)
+    assert float((end.x.sum(1) > 0).double().mean()) == pytest.approx(0.68, abs=0.03)
+
+
 def test_chains_end_on_blurred_data_and_the_denoising_on_their_means():
     """With sigma_L equal to the deviation s of the data, theirs is sqrt(2) s before and
     s^2 / sqrt(s^2 + sigma_L^2) after the last move."""

@@ -115,6 +115,16 @@ def test_a_minibatch_is_an_unbiased_score():
     assert float(scores.std()) == pytest.approx(deviation, rel=0.02)
 
 
+@pytest.mark.parametrize(("noise", "delta"), [(0.0, 0.1), (4.0, 0.1), (20.0, 0.4)])
+def test_noise_of_the_score_widens_the_law(noise: float, delta: float):
+    """Precision A, a score of variance V: (1 + delta V / 4) / (A (1 - delta A / 4))."""
+    a, own = 2.0, source(3)
+    score = lambda x: -a * x + math.sqrt(noise) * own(x)  # noqa: E731 -- as short as its formula
+    x = last(langevin(score, normal(100_000, 1), repeat(delta, 100), source())).x
+    want = (1 + delta * noise / 4) / (a * (1 - delta * a / 4))
+    assert float(x.var()) == pytest.approx(want, rel=0.02)
+
+
 def test_minibatches_sample_a_conjugate_posterior():
     """The mean of N = 200 numbers, prior N(0, 10): averages weighted by the falling steps."""
     data = 1.0 + normal(200, 1, seed=5)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.denoiser import LABELS, PARAMS, NetDenoiser, _Edm
+from fewstep.denoiser import PARAMS, NetDenoiser, _Edm
 from fewstep.exact import DataSet, Gaussian
+from fewstep.labels import LABELS
 from fewstep.objectives import Denoising, noised
 from fewstep.prediction import VIEWS, Prediction
 from fewstep.process import EDM, VP, Cosine, Process, Tabulated

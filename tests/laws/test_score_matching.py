@@ -75,6 +75,44 @@ def test_directions_have_unit_covariance(law: str):
     assert largest(v.T @ v / len(v), torch.eye(4).double()) < 0.03
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dim", [1, 4, 6, 20])
+def test_the_variances_of_sliced_losses(dim: int):
+    """Over directions, for a symmetric J at one point: 2 |J|^2 with Gaussian ones if reduced, else
+    |s|^4 / 2 + 2 s^T J s more; with signs 2 sum J_ij^2 off the diagonal."""
+    n = 200_000
+    root, s = normal(dim, dim, seed=5) / dim**0.5, normal(dim, seed=6)
+    j = -(root @ root.T + 0.2 * torch.eye(dim).double())
+    x = torch.zeros(1, dim, dtype=torch.float64)
+
+    def spread(law: str, reduced: bool) -> float:
+        v = projections(x.expand(n, dim), 1, generator(7), law)
+        losses = sliced(lambda x: s + x @ j, x.expand(n, dim), v, reduced)
+        return float(losses.var())
+
+    off = j - torch.diag(j.diag())
+    square, bend = float(s.square().sum()), float(s @ j @ s)
+    full = 2 * float(j.square().sum())
+    assert spread("gaussian", True) == pytest.approx(full, rel=0.03)
+    assert spread("gaussian", False) == pytest.approx(full + square**2 / 2 + 2 * bend, rel=0.05)
+    want = 2 * float(off.square().sum())
+    assert spread("rademacher", True) == pytest.approx(want, rel=0.03, abs=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("square", "better"), [(1.0, True), (3.6, True), (4.4, False)])
+def test_the_reduced_loss_may_have_the_larger_variance(square: float, better: bool):
+    """J = -I and Gaussian directions: the plain loss varies less where |s|^2 < 4."""
+    x = torch.zeros(400_000, 1, dtype=torch.float64)
+    v = projections(x, 1, generator(8), "gaussian")
+    plain, reduced = (
+        float(sliced(lambda x: square**0.5 - x, x, v, kind).var()) for kind in (False, True)
+    )
+    assert plain == pytest.approx(2 + square**2 / 2 - 2 * square, rel=0.03)
+    assert reduced == pytest.approx(2.0, rel=0.03)
+    assert (plain < reduced) == better
+
+
 def test_the_denoising_loss_has_its_floor():
     """N(m, s^2) in D dimensions: D s^2 / (s^2 + sigma^2) / 2 for the exact score, 0.1 D here."""
     s, d, n = 0.5, 4, 100_000

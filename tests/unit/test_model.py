@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 import fewstep
-from fewstep import guide, model, process, sampling
-from fewstep.denoiser import EDM, EPS, LABELS, SCORE, NetDenoiser, V, _Edm, angle, index
+from fewstep import guide, model, process, sampling, solvers
+from fewstep.denoiser import EDM, EPS, SCORE, NetDenoiser, V, _Edm
 from fewstep.errors import UsageError
+from fewstep.labels import LABELS, angle, index
+from fewstep.langevin import ladder
 from fewstep.model import Model, Sampling, from_description
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.nets.unet import UNet, UNetConfig
@@ -291,3 +293,37 @@ def test_pure_noise_cannot_be_predicted_from_eps(param):
     with pytest.raises(UsageError, match="zero_terminal_snr"):
         NetDenoiser(torch.nn.Identity(), pure, param)
     NetDenoiser(torch.nn.Identity(), pure, V)
+
+
+def test_langevin_steps_go_with_their_sampler_and_ladder() -> None:
+    """Another sampler drops them; another ladder only their size, and the same ladder nothing."""
+    preset = Sampling("annealed-langevin", 19, each=3, snr=0.3)
+    for changes, want in (
+        ({"sampler": "ddim"}, (None, None)),
+        ({"sampler": "predictor-corrector", "snr": 0.2}, (None, 0.2)),
+        ({"steps": 19, "clip": False}, (3, 0.3)),
+        ({"steps": 5}, (3, None)),
+        ({"each": 1}, (1, None)),
+        ({"each": 1, "snr": 0.1}, (1, 0.1)),
+        ({"eta": 0.0}, (3, 0.3)),
+    ):
+        got = sampling.changed(preset, changes)
+        assert (got.each, got.snr) == want, changes
+    other = Sampling("predictor-corrector", 19, snr=0.2)
+    assert sampling.changed(other, {"steps": 5}).snr == 0.2
+
+
+def test_the_size_of_langevin_steps_is_by_the_ladder() -> None:
+    """NCSNv2's technique 4 on the levels of the grid, for a process that ends clean."""
+    plan = sampling.plan(unet(), Sampling("annealed-langevin", 12, "logsnr", each=4))
+    assert isinstance(plan.solver, solvers.PredictorCorrector)
+    p = unet().denoiser.process
+    ratios = torch.tensor([p.sigma(t) / p.alpha(t) for t in plan.times[:-1].tolist()])
+    assert plan.solver.snr == pytest.approx(ladder.snr_for(ratios, 4), rel=1e-3)
+    fixed = sampling.plan(unet(), Sampling("annealed-langevin", 12, each=4, snr=0.2)).solver
+    assert isinstance(fixed, solvers.PredictorCorrector)
+    assert (fixed.each, fixed.snr) == (4, 0.2)
+    with pytest.raises(UsageError, match="steps 1: annealed-langevin"):
+        sampling.plan(unet(), Sampling("annealed-langevin", 1))
+    with pytest.raises(UsageError, match="each and snr: not of the sampler ddim"):
+        sampling.plan(unet(), Sampling("ddim", 5, each=2, snr=0.1))

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from fewstep import data, guide, sampling
 from fewstep.classifier import NoisyClassifier
-from fewstep.denoiser import index
 from fewstep.errors import UsageError
 from fewstep.exact import Mixture
+from fewstep.labels import index
 from fewstep.model import Model, from_description
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.objectives import Classification, accuracy_by_noise, noised

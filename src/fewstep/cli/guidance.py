@@ -144,12 +144,14 @@ def weaker(word: str) -> "Weak":
 
 
 def stated(facts: Mapping[str, Any]) -> str:
-    """Return what the facts of a file say of guidance beside its scale, to follow it."""
+    """Return what the facts of a file say of guidance beside its scale, and of Langevin steps."""
     from fewstep.model import Sampling
+    from fewstep.sampling import LANGEVIN
     from fewstep.steer import dials
 
     settings = {k: v for k, v in facts["sampling"].items() if k != "guidance_w"}
     said = [f"{name} {word}" for name, word in dials(Sampling(**settings)).items()]
+    said += [f"{name} {settings[name]:g}" for name in LANGEVIN if name in settings]
     judge, weak = facts.get("classifier"), facts.get("weak")
     said += [f"classifier {judge['name']} scale {judge['scale']:g}"] if judge else []
     said += [f"away from {weak['name']}"] if weak else []

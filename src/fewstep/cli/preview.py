@@ -6,7 +6,7 @@ held-out images in quarters of the noise, because where it guides is where the n
 """
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,8 @@ class Preview:
         from fewstep import __version__, sampling
 
         labels, columns = layout(model.shape, len(model.classes))
-        settings = replace(model.sampling, steps=min(model.sampling.steps, _STEPS))
+        few = {"steps": min(model.sampling.steps, _STEPS)}
+        settings = sampling.changed(model.sampling, few)
         walk = sampling.walk(model, settings, labels or None, len(labels) or columns**2)
         (last,) = deque(walk, maxlen=1)
         pixels = sampling.to_uint8(last.x).cpu().numpy()

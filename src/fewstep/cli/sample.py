@@ -98,6 +98,21 @@ def sample(  # budget: table
         str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
     ] = None,
     eta: Annotated[float | None, options.ETA] = None,
+    each: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 99_999), metavar="N", help="Langevin steps at a noise level; 5"
+        ),
+    ] = None,
+    snr: Annotated[
+        float | None,
+        typer.Option(
+            parser=options.number(0, 1),
+            metavar="R",
+            help="size of Langevin steps: sqrt(epsilon / 2) / (least noise) of NCSNv2's epsilon; "
+            "by default as that paper proposes",
+        ),
+    ] = None,
     spacing: Annotated[str | None, options.SPACING] = None,
     seed: Annotated[int, options.SEED] = 0,
     out: Annotated[
@@ -131,6 +146,8 @@ def sample(  # budget: table
         "spacing": spacing,
         "eta": eta,
         "guidance_scale": guidance_scale,
+        "each": each,
+        "snr": snr,
     }
     said = {
         "guidance-interval": guidance_interval,

@@ -73,15 +73,18 @@ def run(first: str | None, changes: list[str], data: str | None = None) -> "tupl
         changes: KEY=VALUE words.
         data: images to train on, or None for the recipe's.
     """
-    from fewstep.recipes import build
+    from fewstep.recipes import build, settle
 
     recipe, out = _recipe(first, changes, data)
     images, held_out = _images(recipe, out)
+    recipe, chosen = settle(recipe, images)
     built = build(recipe, images)
     _machine(recipe)
     if rank() == 0:
         _open(recipe, out, {"train": images.describe(), "held_out": held_out.describe()})
     _announce(recipe, out, built, len(images))
+    if chosen:
+        note(chosen)
     return out, _fit(recipe, out, built, images, held_out)
 
 

@@ -2,9 +2,9 @@ r"""Propose the noise levels and the step size of annealed Langevin dynamics, fr
 
 NCSNv2's techniques: the largest level is the largest distance between two images, so that chains
 cross from any to any (1); neighbouring levels overlap, so that samples of one are likely at the
-next (2); the network is s(x) / sigma (3), which here is the parametrisation EPS up to its sign;
-the step keeps the variance where it should be at every level (4); the weights are averaged with
-decay 0.999 (5), an option of training.
+next (2); the network is s(x) / sigma (3), which here is the parametrisation EPS up to its sign,
+with the label `nothing`; the step keeps the variance where it should be at every level (4); the
+weights are averaged with decay 0.999 (5), an option of training.
 
 Source: Song and Ermon, "Improved Techniques for Training Score-Based Generative Models", 2020,
 techniques 1-5 (arXiv 2006.09011).
@@ -128,9 +128,24 @@ def levels_for(data: Tensor, draw: torch.Generator, low: float = 0.01) -> Tensor
         UsageError: fewer than 5 entries a sample, or no two samples further apart than `low`.
     """
     high = largest_distance(data, draw)
-    gamma = ratio(data[0].numel())
-    count = 1 + math.log(max(high / low, 1.0)) / math.log(gamma) if low > 0 else 0
-    return geometric(high, low, max(2, round(count)))
+    return geometric(high, low, count_for(high, low, data[0].numel()) if low > 0 else 0)
+
+
+def count_for(high: float, low: float, dim: int) -> int:
+    """Return the number of levels from `high` to `low` that technique 2 proposes.
+
+    Args:
+        high: sigma_1, > low.
+        low: sigma_L, > 0.
+        dim: D, entries of a sample, >= 5.
+
+    Returns:
+        L, at least 2: the nearest to 1 + ln(sigma_1 / sigma_L) / ln gamma.
+
+    Raises:
+        UsageError: fewer than 5 entries.
+    """
+    return max(2, round(1 + math.log(max(high / low, 1.0)) / math.log(ratio(dim))))
 
 
 def variance_ratio(epsilon: float, low: float, gamma: float, each: int) -> float:
@@ -171,3 +186,16 @@ def epsilon_for(sigmas: Tensor, each: int) -> float:
         fc, fd = (variance_ratio(math.exp(r) * low**2, low, gamma, each) for r in (c, d))
         a, b = (a, d) if fc < fd else (c, b)
     return math.exp((a + b) / 2) * low**2
+
+
+def snr_for(sigmas: Tensor, each: int) -> float:
+    """Return the snr of `solvers.PredictorCorrector` with the step of `epsilon_for`.
+
+    Args:
+        sigmas: a geometric ladder, shape (L,), falling, L >= 2.
+        each: T, steps per level, >= 1.
+
+    Returns:
+        sqrt(epsilon / (2 sigma_L^2)), in (0, 0.71).
+    """
+    return math.sqrt(epsilon_for(sigmas, each) / 2) / float(sigmas[-1])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.errors import UsageError
 from fewstep.shapes import Number, like
@@ -107,7 +108,8 @@ def quadratic(score: Score, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if v.shape[1:] != x.shape:
         raise ValueError(f"projections of shape {tuple(v.shape)}: expected (M, *{tuple(x.shape)})")
     training = torch.is_grad_enabled()
-    with torch.enable_grad():
+    # the fused kernels of attention have no second derivative
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x.detach().requires_grad_()
         s = score(x)
         curvatures = []

@@ -41,14 +41,52 @@ class Uniform:
 
     def __call__(self, process: Process, n: int, noise: torch.Generator) -> Tensor:
         """Return times in [low, 1), shape (n,)."""
-        offset = torch.rand(1, generator=noise, device=noise.device)
-        u = (torch.arange(n, device=noise.device) / n + offset) % 1
-        # the strata go to the samples in random order: the data come sorted by nothing, but
-        # a resumed or sharded batch must not pair positions with noise levels either
-        u = u[torch.randperm(n, generator=noise, device=noise.device)]
+        u = _strata(n, noise)
         if isinstance(process, Tabulated):
             return ((u * process.steps).floor().clamp(max=process.steps - 1) + 1) / process.steps
         return self.low + (1 - self.low) * u
+
+
+def _strata(n: int, noise: torch.Generator) -> Tensor:
+    """Return n numbers in [0, 1), uniform each and one in every n-th part together."""
+    offset = torch.rand(1, generator=noise, device=noise.device)
+    u = (torch.arange(n, device=noise.device) / n + offset) % 1
+    # the strata go to the samples in random order: the data come sorted by nothing, but
+    # a resumed or sharded batch must not pair positions with noise levels either
+    return u[torch.randperm(n, generator=noise, device=noise.device)]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Draw one of L levels that are even in t from 0 to 1: NCSN's ladder along a `VE` process.
+
+    All levels are equally likely, and stratified over the batch as `Uniform` is.
+
+    Args:
+        levels: L, >= 1; one level is that of t = 0.
+
+    Raises:
+        UsageError: L < 1; when called, a process that is clean at t = 0.
+
+    Source: Song and Ermon, 2019, section 4.2 (arXiv 1907.05600).
+    """
+
+    levels: int
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.levels < 1:
+            raise UsageError(f"a ladder of {self.levels} noise levels: must have at least 1")
+
+    def __call__(self, process: Process, n: int, noise: torch.Generator) -> Tensor:
+        """Return times i / (L - 1), shape (n,), 0 is the least noise."""
+        if not float(process.sigma(0.0)) > 0:
+            raise UsageError(
+                f"a ladder of noise levels along {process}: its t = 0 is clean data, which is no "
+                "level; take the process VE"
+            )
+        level = (_strata(n, noise) * self.levels).floor().clamp(max=self.levels - 1)
+        return level / max(self.levels - 1, 1)
 
 
 @dataclass(frozen=True)

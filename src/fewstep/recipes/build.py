@@ -14,8 +14,9 @@ import torch
 from fewstep import process, sampling
 from fewstep.classifier import NoisyClassifier
 from fewstep.data import Images, check_batch
-from fewstep.denoiser import LABELS, PARAMS, NetDenoiser
+from fewstep.denoiser import PARAMS, NetDenoiser
 from fewstep.errors import UsageError
+from fewstep.labels import LABELS
 from fewstep.model import Model
 from fewstep.model import Sampling as Preset
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
@@ -24,13 +25,16 @@ from fewstep.objectives import (
     Bound,
     Classification,
     Denoising,
+    DenoisingScore,
     Hybrid,
     LossSecondMoment,
     Objective,
+    SlicedScore,
     times,
     weights,
 )
 from fewstep.recipes.schema import Net, Recipe
+from fewstep.recipes.settle import settle
 from fewstep.train.config import FitConfig
 
 TIMES: Mapping[str, Callable[[], times.Times]] = {
@@ -70,6 +74,7 @@ def build(recipe: Recipe, images: Images) -> Built:
         UsageError: keys that do not fit one another or the images.
         DataError: fewer images than a batch.
     """
+    recipe, _ = settle(recipe, images)
     check_batch(images, recipe.train.batch_size, replacement=recipe.train.replacement)
     config = _unet(recipe, images)
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +92,7 @@ def build(recipe: Recipe, images: Images) -> Built:
         denoiser,
         images.shape,
         images.classes,
-        Preset(**recipe.sampling.model_dump()),
+        Preset(**recipe.sampling.model_dump()),  # settled: without auto
         {"recipe": recipe.name, "data": _source(images)},
     )
     if model.classifier is None:
@@ -115,11 +120,19 @@ def _objective(recipe: Recipe, noising: process.Process) -> Objective:
     if recipe.kind == "classifier":
         return Classification(TIMES[goal.times]())
     learned = recipe.net.learn_variance
-    if learned != (kind != "simple"):
+    if learned != (kind in ("hybrid", "bound")):
         raise UsageError(
             f"objective.kind={kind} with net.learn_variance={str(learned).lower()}: hybrid and "
-            "bound train a learned variance, simple cannot; change one of the two"
+            "bound train a learned variance, the others cannot; change one of the two"
         )
+    if kind in ("score", "sliced", "sliced-vr"):
+        return _matching(recipe, noising)
+    for key in ("levels", "directions", "projections"):
+        if (value := getattr(goal, key)) != type(goal).model_fields[key].default:
+            raise UsageError(
+                f"objective.{key}={value}: not of objective.kind={kind}; it is of score "
+                "(levels alone), sliced and sliced-vr"
+            )
     if kind == "simple":
         return Denoising(goal.view, TIMES[goal.times](), WEIGHTS[goal.weight](), goal.drop)
     if not isinstance(noising, process.Tabulated):
@@ -144,6 +157,36 @@ def _objective(recipe: Recipe, noising: process.Process) -> Objective:
     learns = goal.times == "importance"
     law = LossSecondMoment(noising.steps) if learns else TIMES[goal.times]()
     return Bound(times=law, drop=goal.drop)
+
+
+def _matching(recipe: Recipe, noising: process.Process) -> Objective:
+    """Return an objective that matches scores."""
+    goal, kind = recipe.objective, recipe.objective.kind
+    if goal.weight != "one":
+        raise UsageError(f"objective.weight={goal.weight}: for objective.kind=simple alone")
+    if goal.levels is None:
+        law = TIMES[goal.times]()
+    elif goal.times != "uniform":
+        raise UsageError(
+            f"objective.levels={goal.levels} with objective.times={goal.times}: all levels are "
+            "equally likely; take times=uniform, or levels=null"
+        )
+    elif not isinstance(noising, process.VE):
+        raise UsageError(
+            f"objective.levels={goal.levels} with process.name={type(noising).__name__}: a ladder "
+            "of noise levels is that of process.name=VE; give levels=null for any other"
+        )
+    else:
+        law = times.Ladder(int(goal.levels))
+    if kind == "score":
+        return DenoisingScore(law, drop=goal.drop)
+    if recipe.net.recompute:
+        raise UsageError(
+            f"objective.kind={kind} with net.recompute=true: it differentiates the network twice; "
+            "give net.recompute=false"
+        )
+    reduced = kind == "sliced-vr"
+    return SlicedScore(law, goal.directions, goal.projections, reduced, goal.drop)
 
 
 def _unet(recipe: Recipe, images: Images) -> UNetConfig:

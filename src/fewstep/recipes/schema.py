@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fewstep import denoiser, sampling
 from fewstep.errors import suggest
+from fewstep.labels import LABELS
 from fewstep.process import Cosine, from_description
 
 Check = Callable[[Any], Any]
@@ -76,6 +77,20 @@ def one_of(*allowed: str) -> Check:
     return check
 
 
+def auto(check: Check) -> Check:
+    """Return a check that also admits "auto": chosen from the images (see `settle`)."""
+
+    def admit(value: Any) -> Any:
+        if value == "auto":
+            return value
+        try:
+            return check(value)
+        except ValueError as e:
+            raise ValueError(f"{e} or auto") from None
+
+    return admit
+
+
 def text(value: Any) -> str:
     """Return a name as text; YAML reads a folder called 2024 as a number."""
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
@@ -87,6 +102,8 @@ def _process(value: Any) -> dict[str, Any]:
     """Check name and parameters of a process by building it."""
     if not isinstance(value, dict):
         raise ValueError("must be a section with a name, such as process: {name: Cosine}")
+    if value.get("name") == "VE" and value.get("sigma_max") == "auto":
+        return {**_process({**value, "sigma_max": 1e9}), "sigma_max": "auto"}
     numbers = {k: _number(k, v) if k in _REAL_PARAMETERS else v for k, v in value.items()}
     return from_description(numbers).describe()
 
@@ -173,24 +190,38 @@ class Net(Section):
     pool: Literal["adaptive", "attention", "spatial", "spatial_v2"] = "attention"
 
 
+KINDS = ("simple", "hybrid", "bound", "score", "sliced", "sliced-vr")
+"""Kinds of objectives; the last three match scores."""
+
+
 class Objective(Section):
     """What is minimised.
 
     Attributes:
         kind: "simple" (`objectives.Denoising`), or for a learned variance "hybrid", the simple
-            loss in eps with a thousandth of the bound, or "bound", the bound alone.
-        view: in which view the error is taken; the bound has none.
+            loss in eps with a thousandth of the bound, or "bound", the bound alone; "score"
+            (`objectives.DenoisingScore`, NCSN's), "sliced" and "sliced-vr" (`SlicedScore`).
+        view: in which view the error is taken; of simple and hybrid.
+        levels: L of NCSN's ladder of noise levels, for score and sliced along a VE process; null =
+            as `times` says; "auto" = by NCSNv2's technique 2.
+        directions: law of the random directions of sliced.
+        projections: their number for each image.
         times: law of the training times; "importance" is for the bound.
         weight: factor of the squared error.
         drop: probability that a label is replaced by the null condition; guidance needs > 0.
     """
 
-    kind: Annotated[str, BeforeValidator(one_of("simple", "hybrid", "bound"))] = "simple"
+    kind: Annotated[str, BeforeValidator(one_of(*KINDS))] = "simple"
     view: Annotated[str, BeforeValidator(one_of("v", "eps", "x0", "score"))] = "v"
     times: Annotated[str, BeforeValidator(one_of("uniform", "log-normal", "importance"))] = (
         "uniform"
     )
     weight: Annotated[str, BeforeValidator(one_of("one", "min-snr", "edm"))] = "one"
+    levels: Annotated[int | str | None, BeforeValidator(auto(whole(1, 10**5, none=True)))] = None
+    directions: Annotated[
+        str, BeforeValidator(one_of("rademacher", "gaussian", "sphere", "unit"))
+    ] = "rademacher"
+    projections: Annotated[int, BeforeValidator(whole(1, 1000))] = 1
     drop: Annotated[float, BeforeValidator(real(0, 1))] = 0.1
 
 
@@ -216,10 +247,15 @@ class Train(Section):
 
 
 class Sampling(Section):
-    """How the model is sampled unless the user says otherwise (see `model.Sampling`)."""
+    """How the model is sampled unless the user says otherwise (see `model.Sampling`).
+
+    Attributes:
+        steps: "auto" = from level to level of the ladder, objective.levels - 1.
+        snr: "auto" = by NCSNv2's technique 4.
+    """
 
     sampler: Annotated[str, BeforeValidator(one_of(*sampling.SAMPLERS))] = "ddim"
-    steps: Annotated[int, BeforeValidator(whole(1, sampling.MAX_STEPS))] = 50
+    steps: Annotated[int | str, BeforeValidator(auto(whole(1, sampling.MAX_STEPS)))] = 50
     spacing: Annotated[str, BeforeValidator(one_of(*sampling.SPACINGS))] = "even"
     eta: Annotated[float, BeforeValidator(real(0, 1e6))] = 0.0
     guidance_scale: Annotated[float, BeforeValidator(real(-1e6, 1e6))] = 1.0
@@ -231,6 +267,10 @@ class Sampling(Section):
     apg_radius: Annotated[float | None, BeforeValidator(real(0, 1e12, none=True))] = None
     apg_momentum: Annotated[float, BeforeValidator(real(-1, 1))] = 0.0
     threshold: Annotated[float | None, BeforeValidator(real(0, 100, none=True))] = None
+    each: Annotated[int | None, BeforeValidator(whole(1, 99_999, none=True))] = None
+    snr: Annotated[
+        float | str | None, BeforeValidator(auto(real(0, 1, open_low=True, none=True)))
+    ] = None
 
 
 class Recipe(Section):
@@ -243,7 +283,8 @@ class Recipe(Section):
         out: the run folder; null = runs/NAME.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         seed: of weights, data order and random numbers.
-        process: name and parameters of the noising process.
+        process: name and parameters of the noising process; of VE, sigma_max may be "auto": by
+            NCSNv2's technique 1.
         param: what the network's output means.
         label: what the network is told about the noise level.
     """
@@ -257,7 +298,7 @@ class Recipe(Section):
     net: Net = Net()
     process: Annotated[dict[str, Any], BeforeValidator(_process)] = Cosine().describe()
     param: Annotated[str, BeforeValidator(one_of(*denoiser.PARAMS))] = "V"
-    label: Annotated[str, BeforeValidator(one_of(*denoiser.LABELS))] = "angle"
+    label: Annotated[str, BeforeValidator(one_of(*LABELS))] = "angle"
     objective: Objective = Objective()
     train: Train = Train()
     sampling: Sampling = Sampling()

@@ -14,7 +14,7 @@ from typing import Any
 from fewstep.errors import UsageError, suggest
 from fewstep.model import Sampling
 from fewstep.process import Cosine, Process, Tabulated
-from fewstep.sampling import MAX_STEPS, SAMPLERS, SPACINGS, changed
+from fewstep.sampling import LANGEVIN, MAX_STEPS, SAMPLERS, SPACINGS, changed
 from fewstep.steer import DIALS, Steer, Weak, dial, dials
 
 TITLES: Mapping[str, str] = {
@@ -33,6 +33,10 @@ TITLES: Mapping[str, str] = {
     "unipc2": "UniPC-2",
     "deis": "DEIS-3",
     "ipndm": "iPNDM-4",
+    "annealed-langevin": "annealed Langevin",
+    "predictor-corrector": "predictor-corrector",
+    "predictor-corrector-level": "predictor-corrector, level",
+    "predictor-corrector-ddim": "predictor-corrector, DDIM",
 }
 """What people call the samplers."""
 
@@ -43,7 +47,9 @@ PROCESSES: Mapping[str, Callable[[], Process | None]] = {
 }
 """Along which process to sample: the model's own, DDPM's linear betas or the cosine."""
 
-KEYS = ("eta", "scale", "w", "spacing", "clip", "process", *DIALS, "classifier", "weak")
+KEYS = (
+    "eta", "scale", "w", "spacing", "clip", "process", *DIALS, *LANGEVIN, "classifier", "weak",
+)  # fmt: skip
 """What a row may change after NAME:STEPS."""
 
 PRESETS = ("frontier", "ddim-table", "demo")
@@ -124,7 +130,8 @@ def parse(
     Args:
         text: NAME:STEPS[:KEY=VALUE...], rows apart by commas; the keys are `KEYS`: eta (of ddim),
             scale (of guidance) or w = scale - 1, spacing, clip (yes or no), process (`PROCESSES`),
-            the dials of `steer.dial`, classifier (its scale), weak (yes or no).
+            the dials of `steer.dial`, each and snr (of Langevin steps), classifier (its scale),
+            weak (yes or no).
         preset: the model's own settings, which hold for what is not said; eta is 0 for every
             sampler but ddim.
         classifier: what guides a row with classifier=SCALE.
@@ -299,7 +306,11 @@ def _value(where: str, key: str, value: str) -> dict[str, Any]:
     """Return the change of the settings that KEY=VALUE stands for."""
     if key in DIALS:
         return dial(f'{where}: {key} "{value}"', key, value)
-    if key in ("eta", "scale", "w", "classifier"):
+    if key == "each":
+        if not (value.isdecimal() and value.isascii() and 0 < len(value) < 6 and int(value)):
+            raise UsageError(f'{where}: each "{value}": must be a whole number in 1..99999')
+        return {key: int(value)}
+    if key in ("eta", "scale", "w", "classifier", "snr"):
         try:
             number = float(value)
         except ValueError:
@@ -308,7 +319,7 @@ def _value(where: str, key: str, value: str) -> dict[str, Any]:
             wanted = "a number >= 0 (0 = DDIM, 1 = DDPM)" if key == "eta" else "a finite number"
             raise UsageError(f'{where}: {key} "{value}": must be {wanted}')
         number += 0.0  # -0 is 0
-        if key in ("eta", "classifier"):
+        if key in ("eta", "classifier", "snr"):
             return {key: number}
         return {"guidance_scale": number + 1 if key == "w" else number}
     yes = ("yes", "no")
@@ -335,6 +346,11 @@ def _title(s: Sampling, process: str, preset: Sampling, steer: Steer | Weak | No
         parts.append(f"{process} process")
     now, own = dials(s), dials(preset)
     parts += [f"{k} {now.get(k, 'off')}" for k in DIALS if now.get(k) != own.get(k)]
+    same = (s.steps, s.spacing) == (preset.steps, preset.spacing)
+    for k in LANGEVIN:
+        value = getattr(s, k)
+        if value is not None and not (same and value == getattr(preset, k)):
+            parts.append(f"{k} {_short(value)}")
     if isinstance(steer, Steer):
         parts.append(f"classifier {_short(steer.scale)}")
     if isinstance(steer, Weak):

@@ -2,15 +2,16 @@
 
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
 (`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
-`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`). A grid is a tensor of
-times (`grids`, `levels`). `sample` iterates over steps, `generate` returns images, `nfe` counts
-network evaluations, `PerImage` is the noise of a batch.
+`DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`), `PredictorCorrector`
+(`corrector`). A grid is a tensor of times (`grids`, `levels`). `sample` iterates over steps,
+`generate` returns images, `nfe` counts network evaluations, `PerImage` is the noise of a batch.
 """
 
 from fewstep.solvers import grids, levels
 from fewstep.solvers.adams import DEIS, IPNDM
 from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.churn import HeunChurn
+from fewstep.solvers.corrector import PredictorCorrector
 from fewstep.solvers.ddim import DDIM, DDPM
 from fewstep.solvers.multistep import DPMSolverPP, DPMSolverPP2S
 from fewstep.solvers.noise import PerImage, image_seeds
@@ -36,6 +37,9 @@ ALL: tuple[Solver, ...] = (
     UniPC(3),
     DEIS(3),
     IPNDM(),
+    PredictorCorrector(),
+    PredictorCorrector(DDIM(), rule="level"),
+    PredictorCorrector(None, each=3, snr=0.3, rule="level"),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
 
@@ -52,6 +56,7 @@ __all__ = [
     "HeunChurn",
     "Noise",
     "PerImage",
+    "PredictorCorrector",
     "Solver",
     "Step",
     "UniPC",
