@@ -55,6 +55,7 @@ class Sampling:
         apg_radius: its longest difference, in units of pixel values in [-1, 1]; None = any.
         apg_momentum: of its running sum, in (-1, 1).
         threshold: percentile in (0, 100] of dynamic thresholding, in place of clipping, or None.
+        levels: falling noise levels sigma / alpha > 0, one to a step, in place of the spacing.
     """
 
     sampler: str = "ddim"
@@ -70,6 +71,7 @@ class Sampling:
     apg_radius: float | None = None
     apg_momentum: float = 0.0
     threshold: float | None = None
+    levels: tuple[float, ...] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON values, the fields from `guidance_low` on only where set.
@@ -77,7 +79,8 @@ class Sampling:
         So files, caches and results made before these fields were there still mean the same.
         """
         unset = {f.name: f.default for f in fields(self)[_FIRST:]}
-        return {k: v for k, v in asdict(self).items() if k not in unset or v != unset[k]}
+        said = {k: v for k, v in asdict(self).items() if k not in unset or v != unset[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
 
 
 _FIRST = [f.name for f in fields(Sampling)].index("guidance_low")

@@ -5,8 +5,10 @@ settings mean the same images everywhere. The settings are names and numbers (`m
 a `Plan` is what they stand for.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from fewstep.errors import UsageError, suggest
 from fewstep.model import Model, Sampling
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
+from fewstep.solvers.levels import ALIGN_YOUR_STEPS, align_your_steps, listed
 from fewstep.steer import DIALS, REFINING, Steer, Weak, guided
 
 MAX_STEPS = 100_000
@@ -40,13 +43,21 @@ SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "unipc": lambda eta, n: solvers.UniPC(3, steps=n),
     "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
     "deis": lambda eta, n: solvers.DEIS(3),
+    "deis-tab": lambda eta, n: solvers.DEIS(3, "t"),
     "ipndm": lambda eta, n: solvers.IPNDM(4),
 }
 """Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
 the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""
 
-SPACINGS = ("even", "karras", "logsnr", *grids.SPACINGS)
-"""Names of the grids: even in t, in noise level or in log-SNR, or a subset of the T steps."""
+SPACINGS = (
+    "even",
+    "karras",
+    "logsnr",
+    *(f"ays-{name}" for name in ALIGN_YOUR_STEPS),
+    *grids.SPACINGS,
+)
+"""Names of the grids: even in t, in noise level or in log-SNR, the lists of Align Your Steps, or a
+subset of the T steps."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +77,44 @@ class Plan:
     nfe: int
 
 
-def grid(spacing: str, process: Process, steps: int) -> Tensor:
-    """Return the grid of this name.
+def grid(
+    spacing: str, process: Process, steps: int, levels: Sequence[float] | None = None
+) -> Tensor:
+    """Return the grid of this name, or of these noise levels.
 
     Args:
         spacing: a name in `SPACINGS`.
         process: turns noise levels into times; its table, or 1000 steps where it has none, is
             what the strided spacings take a subset of.
         steps: number of steps, in 1..`MAX_STEPS`, and in 1..T for a subset of T steps.
+        levels: falling sigma / alpha, one to a step, in place of the spacing.
 
     Returns:
         shape (n + 1,), float64, falling from the noisy end to 0; n is `steps` but for the
         spacings that `grids.strided` names.
 
     Raises:
-        UsageError: unknown spacing, or a number of steps that it cannot have.
+        UsageError: unknown spacing, or a number of steps that it or the levels cannot have;
+            levels that the process does not reach.
     """
     if not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps {steps}: must be a whole number in 1..{MAX_STEPS}")
+    if levels is not None:
+        times = listed(process, levels)
+        if len(times) - 1 != steps:
+            raise UsageError(
+                f"levels: {len(times) - 1} noise levels are as many steps, not {steps}; give as "
+                "many, or leave the steps out"
+            )
+        return times
     if spacing == "even":
         return grids.uniform(steps)
     if spacing == "karras":
         return grids.karras(process, steps)
     if spacing == "logsnr":
         return grids.logsnr(process, steps)
+    if spacing.startswith("ays-") and spacing in SPACINGS:
+        return align_your_steps(process, steps, spacing.removeprefix("ays-"))
     if spacing not in grids.SPACINGS:
         raise UsageError(
             f'spacing "{spacing}": allowed are {", ".join(SPACINGS)}{suggest(spacing, SPACINGS)}'
@@ -133,10 +158,39 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
             "recipe); take ddpm or ddpm-large"
         )
     denoiser = guided(model, sampling, steer)
-    times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
+    process = model.denoiser.process
+    times = grid(sampling.spacing, process, sampling.steps, sampling.levels)
     solver = SAMPLERS[name](sampling.eta, len(times) - 1)
     solver.check(denoiser.process, times.tolist())
     return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
+
+
+def ratios(where: str, word: str, apart: str = ",") -> tuple[float, ...]:
+    """Return the noise levels that a word lists, for `Sampling.levels`.
+
+    Args:
+        where: what a message begins with, such as "--levels 80,2,0.3".
+        word: falling sigma / alpha > 0; a last 0, clean data, may be given.
+        apart: what stands between two of them.
+
+    Raises:
+        UsageError: not such a word.
+
+    >>> ratios("", "14.6, 2, 0.3, 0")
+    (14.6, 2.0, 0.3)
+    """
+    try:
+        found = [float(part) for part in word.split(apart)]
+    except ValueError:
+        found = []
+    found = found[:-1] if found and found[-1] == 0 else found
+    falls = all(a > b for a, b in pairwise([math.inf, *found, 0.0]))
+    if not (found and falls):
+        raise UsageError(
+            f"{where}: must be falling noise levels sigma / alpha above 0, such as "
+            f"{apart.join(('14.6', '2', '0.3'))}"
+        )
+    return tuple(found)
 
 
 def no_denoiser(model: Model) -> UsageError:
@@ -150,12 +204,16 @@ def no_denoiser(model: Model) -> UsageError:
 def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Return settings with the user's changes, and without what they leave no use for.
 
-    Another sampler than ddim has no eta, scale 1 no refinement of guidance, and what says whether
-    to clip means no thresholding, unless the user says so.
+    Another sampler than ddim has no eta, scale 1 no refinement of guidance, what says whether to
+    clip means no thresholding, and another grid is not that of the preset's noise levels, unless
+    the user says so.
 
     Args:
         preset: the model's own settings.
         changes: fields of `Sampling` to replace.
+
+    Raises:
+        UsageError: both a spacing and levels.
 
     >>> changed(Sampling(eta=0.5), {"sampler": "heun"}).eta
     0.0
@@ -163,6 +221,12 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     values = dict(changes)
     if values.get("sampler", preset.sampler) != "ddim":
         values.setdefault("eta", 0.0)
+    if values.get("levels") is not None:
+        if "spacing" in values:
+            raise UsageError(f"levels and spacing {values['spacing']}: give one of them")
+        values.setdefault("steps", len(values["levels"]))
+    elif "spacing" in values or values.get("steps", preset.steps) != preset.steps:
+        values.setdefault("levels", None)
     idle = REFINING if values.get("guidance_scale", preset.guidance_scale) == 1 else ()
     for name in (*idle, *(("threshold",) if "clip" in values else ())):
         for field in DIALS[name]:

@@ -15,7 +15,7 @@ from fewstep.prediction import Prediction
 from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
 from fewstep.reverse import posterior
 from fewstep.shapes import Number, like
-from fewstep.solvers import DDIM, DDPM, IPNDM, DPMSolverPP, Euler, Heun, Solver, grids
+from fewstep.solvers import DDIM, DDPM, DEIS, IPNDM, DPMSolverPP, Euler, Heun, Solver, grids
 from laws.cases import (
     DETERMINISTIC,
     PROCESSES,
@@ -154,7 +154,10 @@ def test_a_batch_of_different_steps_is_each_step_alone(p: Process, solver: Solve
 @pytest.mark.parametrize("solver", DETERMINISTIC, ids=str)
 @pytest.mark.parametrize("q", [VE(1e-4, 100.0), EDM(), Cosine(), Tabulated("cosine")], ids=str)
 def test_processes_agree_on_the_same_logsnr_grid(q: Process, solver: Solver) -> None:
-    """t is a label: VP and any other process make the same image through the same log-SNRs."""
+    """t is a label: VP and any other process make the same image through the same log-SNRs.
+
+    DEIS in t is the one that heeds the label.
+    """
     p = VP()
     times = levels(p, 40, "t")
     other = q.time(p.logsnr(times))
@@ -162,7 +165,7 @@ def test_processes_agree_on_the_same_logsnr_grid(q: Process, solver: Solver) -> 
     one = walk(mixture(p), y * p.alpha(float(times[0])), times, solver)
     two = walk(mixture(q), y * q.alpha(float(other[0])), other, solver)
     got = one / p.alpha(float(times[-1])), two / q.alpha(float(other[-1]))
-    assert largest(*got) < 1e-9
+    assert (largest(*got) < 1e-9) == (solver != DEIS(3, "t"))
 
 
 @every_process

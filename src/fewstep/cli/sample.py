@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, guidance, options
+from fewstep.cli import console, explained, guidance, options
 from fewstep.cli.told import Said, tell
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
@@ -116,6 +116,7 @@ def sample(  # budget: table
     spacing: Annotated[
         str | None, typer.Option(metavar="NAME", help="even, quadratic, trailing, karras, ...")
     ] = None,
+    levels: Annotated[str | None, options.LEVELS] = None,
     seed: Annotated[
         int,
         typer.Option(parser=options.seed, metavar="SEED", help="image i has the seed SEED + i"),
@@ -155,6 +156,7 @@ def sample(  # budget: table
         "steps": steps,
         "spacing": spacing,
         "eta": eta,
+        "levels": options.levels(levels),
         "guidance_scale": guidance_scale,
     }
     said = {
@@ -177,7 +179,7 @@ def sample(  # budget: table
     wish = _wish(told, seed, scale)
     facts = _facts(found, preset, str(place), steer)
     if explain:
-        _explain(found, preset, facts, form, steer)
+        explained.show(found, preset, facts, form, steer)
     if explain and out is None:
         return
     engine.tune_cpu()
@@ -248,48 +250,6 @@ def _facts(
         "device": device.partition(":")[0],
         **({} if steer is None else steer.describe()),
     }
-
-
-def _explain(
-    found: "Found",
-    preset: "Sampling",
-    facts: dict[str, Any],
-    form: str,
-    steer: "Steer | Weak | None",
-) -> None:
-    """Print every time of the grid with its noise level, and what it costs."""
-    from fewstep import sampling
-    from fewstep.process import Tabulated
-    from fewstep.solvers import grids
-
-    process = found.model.denoiser.process
-    times = sampling.plan(found.model, preset, steer).times.tolist()
-    total = process.steps if isinstance(process, Tabulated) else 1000
-    strided = preset.spacing in grids.SPACINGS
-    rows = []
-    for t in times:
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        index = round(t * total) - 1 if strided and t > 0 else None
-        logsnr = float(process.logsnr(t)) if alpha > 0 and sigma > 0 else None
-        rows.append({"t": t, "index": index, "alpha": alpha, "sigma": sigma, "logsnr": logsnr})
-    if form == "json":
-        print(json.dumps({**facts, "times": rows}))
-        return
-    s = facts["sampling"]
-    print(
-        f"{found.name}: {s['sampler']}, {facts['steps']} steps, spacing {s['spacing']}, "
-        f"eta {s['eta']:g}, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
-        f"{guidance.stated(facts)}"
-    )
-    print("step       t  index   alpha   sigma   logsnr")
-    for i, row in enumerate(rows):
-        index = "-" if row["index"] is None else row["index"]
-        logsnr = "-" if row["logsnr"] is None else f"{row['logsnr']:.3f}"
-        print(
-            f"{i:>4} {row['t']:>7.4f} {index:>6} {row['alpha']:>7.4f} {row['sigma']:>7.4f} "
-            f"{logsnr:>8}"
-        )
-    print(f"network evaluations per image: {facts['nfe']}")
 
 
 def _draw(

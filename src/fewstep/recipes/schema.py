@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fewstep import denoiser, sampling
-from fewstep.errors import suggest
+from fewstep.errors import UsageError, suggest
 from fewstep.process import Cosine, from_description
 
 Check = Callable[[Any], Any]
@@ -81,6 +81,17 @@ def text(value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
         raise ValueError("must be text")
     return str(value)
+
+
+def _levels(value: Any) -> tuple[float, ...] | None:
+    """Check falling noise levels."""
+    if value is None or value in ("null", "none", "~"):
+        return None
+    words = value if isinstance(value, list | tuple) else [value]
+    try:
+        return sampling.ratios("", ",".join(map(str, words)))
+    except UsageError as e:
+        raise ValueError(str(e).removeprefix(": ")) from None
 
 
 def _process(value: Any) -> dict[str, Any]:
@@ -231,6 +242,7 @@ class Sampling(Section):
     apg_radius: Annotated[float | None, BeforeValidator(real(0, 1e12, none=True))] = None
     apg_momentum: Annotated[float, BeforeValidator(real(-1, 1))] = 0.0
     threshold: Annotated[float | None, BeforeValidator(real(0, 100, none=True))] = None
+    levels: Annotated[tuple[float, ...] | None, BeforeValidator(_levels)] = None
 
 
 class Recipe(Section):

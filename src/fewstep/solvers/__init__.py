@@ -35,6 +35,7 @@ ALL: tuple[Solver, ...] = (
     UniPC(2),
     UniPC(3),
     DEIS(3),
+    DEIS(3, "t"),
     IPNDM(),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
