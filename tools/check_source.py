@@ -39,7 +39,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse"), CORE),
     **dict.fromkeys(("denoiser", "exact", "classifier", "nets"), CORE),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "steer", "distill"), CORE),
-    "langevin": CORE,
+    **dict.fromkeys(("langevin", "tune"), CORE),
     "likelihood": (CORE[0], CORE[1] | {"torchdiffeq"}),
     "model": ({"torch", "numpy"}, {"safetensors"}),
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),
@@ -54,7 +54,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
 SHAPED = {
     "conditions", "shapes", "process", "prediction", "reverse", "denoiser", "exact", "nets",
     "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
-    "langevin", "likelihood",
+    "langevin", "likelihood", "tune",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
