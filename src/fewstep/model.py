@@ -98,6 +98,7 @@ class Model:
             by something else.
         sampling: the preset.
         about: where it comes from: data name and fingerprint, licence, steps, free text.
+        tuned: presets by number of steps, found for these weights (`tune`).
     """
 
     denoiser: NetDenoiser | NoisyClassifier
@@ -105,6 +106,7 @@ class Model:
     classes: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     about: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[int, Sampling] = field(default_factory=dict)
 
     @property
     def classifier(self) -> NoisyClassifier | None:
@@ -147,6 +149,9 @@ class Model:
             "classes": list(self.classes),
             "sampling": self.sampling.plain(),
             "about": dict(self.about),
+            **(
+                {"tuned": {str(n): s.plain() for n, s in self.tuned.items()}} if self.tuned else {}
+            ),
         }
 
     def label_index(self, label: str | int) -> int:
@@ -209,6 +214,7 @@ def from_description(description: Mapping[str, Any], *, empty: bool = False) -> 
         tuple(str(c) for c in description.get("classes", ())),
         _build(Sampling, description.get("sampling", {}), "sampling"),
         dict(description.get("about", {})),
+        {int(n): _build(Sampling, s, "tuned") for n, s in description.get("tuned", {}).items()},
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep import solvers
 from fewstep.classifier import NoisyClassifier
 from fewstep.conditions import Cond
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import CONSISTENCY, Denoiser, NetDenoiser
 from fewstep.errors import UsageError, suggest
 from fewstep.model import Model, Sampling
 from fewstep.process import Process, Tabulated
@@ -58,6 +58,14 @@ SPACINGS = (
 )
 """Names of the grids: even in t, in noise level or in log-SNR, the lists of Align Your Steps, or a
 subset of the T steps."""
+
+
+DEFAULTS: Mapping[bool, Mapping[int, tuple[str, str]]] = {
+    True: {5: ("ipndm", "even"), 10: ("ipndm", "even")},
+    False: {5: ("ipndm", "even"), 10: ("ipndm", "even")},
+}
+"""Sampler and spacing by evaluations a guided (True) or plain image is allowed, a guided one
+counted once: those of least error in docs/results/solvers.md."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,51 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
         for field in DIALS[name]:
             values.setdefault(field, getattr(Sampling(), field))
     return replace(preset, **values)
+
+
+def for_steps(
+    model: Model, asked: Mapping[str, Any], *, guided: bool
+) -> tuple[dict[str, Any], str]:
+    """Return changes with sampler and grid for a number of steps, where that alone is said.
+
+    A preset that `tune` found for so many steps comes first. Else, for a number that is not the
+    preset's, it is the best of `DEFAULTS` at the nearest number (by ratio). A preset that draws
+    noise keeps its sampler, as do consistency models, which no ODE solver is for, and processes
+    on which the solver cannot start.
+
+    Args:
+        model: has the preset and the tuned ones.
+        asked: the user's changes, fields of `Sampling`.
+        guided: whether guidance is on.
+
+    Returns:
+        the changes, and in words what was taken and why; "" where nothing was.
+    """
+    steps, own = asked.get("steps"), model.sampling
+    if steps is None or {"sampler", "spacing", "levels", "eta"} & asked.keys():
+        return dict(asked), ""
+    if (found := model.tuned.get(steps)) is not None:
+        places = {"levels": found.levels} if found.levels else {"spacing": found.spacing}
+        where = "noise levels" if found.levels else f"the spacing {found.spacing}, both"
+        why = f"sampler {found.sampler} on {where} found for this model by fewstep tune"
+        return {**asked, "sampler": found.sampler, **places}, f"{steps} steps: {why}"
+    solver = SAMPLERS[own.sampler](own.eta, own.steps) if own.sampler in SAMPLERS else None
+    fixed = isinstance(model.denoiser, NetDenoiser) and model.denoiser.param is CONSISTENCY
+    if steps == own.steps or fixed or solver is None or solver.stochastic:
+        return dict(asked), ""
+    budget = min(DEFAULTS[guided], key=lambda n: abs(math.log(n / steps)))
+    sampler, spacing = DEFAULTS[guided][budget]
+    process = model.denoiser.process
+    try:
+        SAMPLERS[sampler](0.0, steps).check(process, grid(spacing, process, steps).tolist())
+    except UsageError:
+        return dict(asked), ""
+    why = (
+        f"{steps} steps: sampler {sampler}, spacing {spacing}, of least error at {budget} "
+        f"{'guided ' if guided else ''}evaluations (docs/results/solvers.md); --sampler "
+        f"{own.sampler} for the model's own"
+    )
+    return {**asked, "sampler": sampler, "spacing": spacing}, why
 
 
 def walk(

@@ -149,6 +149,9 @@ def sample(  # budget: table
     Without options, the model's own settings are used; images, seeds and settings are the same on
     every machine up to rounding.
     """
+    from fewstep.cli.resolve import find
+    from fewstep.train import engine
+
     guidance_scale = guidance.one_scale(guidance_scale, guidance_w)
     target = None if explain and out is None else _target(out)
     changes = {
@@ -166,9 +169,6 @@ def sample(  # budget: table
         "apg-momentum": apg_momentum,
         "threshold": threshold,
     }
-    from fewstep.cli.resolve import find
-    from fewstep.train import engine
-
     place = engine.pick_device(device)
     found = find(model)
     steer = guidance.steer(classifier, classifier_scale, weak, label)
@@ -221,7 +221,11 @@ def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | Non
             raise UsageError(f"guidance scale {asked:g} without a {what}, or leave it out")
         guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
-    return sampling.changed(model.sampling, changes)
+    scale = changes.get("guidance_scale", model.sampling.guidance_scale)
+    chosen, why = sampling.for_steps(model, changes, guided=scale != 1)
+    if why:
+        console.note(why)
+    return sampling.changed(model.sampling, chosen)
 
 
 def _wish(told: "Told", seed: int, scale: int | None) -> Wish:
