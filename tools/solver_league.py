@@ -26,9 +26,11 @@ from fewstep.data import digits
 from fewstep.denoiser import Denoiser, NetDenoiser
 from fewstep.exact import Mixture
 from fewstep.files import replacing
+from fewstep.model import Model, Sampling
 from fewstep.process import Cosine
 from fewstep.report import chart, spec
 from fewstep.train import engine
+from fewstep.tune import Course
 
 ROOT = Path(__file__).resolve().parent.parent
 STORED = ROOT / "docs/results/solvers.json"
@@ -40,6 +42,7 @@ SAMPLERS = (
 )  # fmt: skip
 FINE = 200  # steps of the reference
 JUDGED = 1000  # images of a Frechet distance
+TUNE = "fewstep tune"  # stands as a sampler
 LEADERS = 3  # samplers of a budget that are judged by it, beside ddim
 
 Key = tuple[str, int]  # model, evaluations
@@ -58,6 +61,8 @@ class Subject:
         budgets: evaluations that are measured.
         dtype: of the samples.
         fine: steps of the reference.
+        without: samplers and grids that are not measured.
+        model: with the settings that the denoiser follows; None for the mixture.
     """
 
     name: str
@@ -68,6 +73,8 @@ class Subject:
     budgets: tuple[int, ...] = BUDGETS
     dtype: torch.dtype = torch.float32
     fine: int = FINE
+    without: tuple[str, ...] = ()
+    model: Model | None = None
 
     def solved(self, times: Tensor, solver: solvers.Solver, n: int = 0) -> Tensor:
         """Return the samples that a solver makes, shape (n, *)."""
@@ -109,15 +116,18 @@ def subjects(run: Path | None) -> Iterator[Subject]:
     weights = torch.tensor([0.3, 0.45, 0.25], dtype=torch.float64)
     toy = Mixture(Cosine(), means, std, weights=weights)
     yield Subject("exact mixture", toy, (2,), 0, 1000, dtype=torch.float64, fine=4000)
-    models = [("digits", "digits", 64)]
-    models += [] if run is None else [("mnist", str(run), 32)]
-    for name, word, n in models:
+    models = [("digits", "digits", 64, ("euler",))]
+    slow = ("euler", "dpmpp3-legacy")
+    models += [] if run is None else [("mnist", str(run), 24, slow)]
+    for name, word, n, without in models:
         model = find(word).model
         for scale in (model.sampling.guidance_scale, 1.0):
             settings = replace(model.sampling, guidance_scale=scale)
             guided = steer.guided(model, settings)
             title = f"{name}, scale {scale:g}"
-            yield Subject(title, guided, model.shape, len(model.classes), n, BUDGETS[:-1])
+            size = model.shape, len(model.classes), n, BUDGETS[:-1]
+            told = replace(model, sampling=settings)
+            yield Subject(title, guided, *size, without=without, model=told)
 
 
 def measure(subject: Subject, cells: dict[str, Any]) -> None:
@@ -126,8 +136,8 @@ def measure(subject: Subject, cells: dict[str, Any]) -> None:
         (f"{subject.name}/{s}/{g}/{budget}", s, g, budget)
         for budget in subject.budgets
         for s in SAMPLERS
-        if subject.dtype == torch.float64 or s != "euler"
         for g in GRIDS
+        if not (s in subject.without or g in subject.without)
     ]
     wanted = [w for w in wanted if w[0] not in cells]
     total, spent, began = sum(w[3] for w in wanted), 0, time.monotonic()
@@ -145,25 +155,52 @@ def measure(subject: Subject, cells: dict[str, Any]) -> None:
             print(f"{key} {error:.3g}  ETA {left:.0f} s", file=sys.stderr, flush=True)
 
 
+def tuned(subject: Subject, cells: dict[str, Any]) -> None:
+    """Add what fewstep tune finds, from other noise than that of the errors."""
+    wanted = [b for b in subject.budgets if f"{subject.name}/{TUNE}/found/{b}" not in cells]
+    if subject.model is None or not wanted:
+        return
+    exact = subject.exact()
+    course = Course.of(subject.model, subject.model.sampling, seed=10_000)
+    for budget in wanted:
+        best = course.tried(budget)[0].sampling
+        error = float((subject.solved(*_way(subject, best)) - exact).square().mean().sqrt())
+        cell = {"rms": float(f"{error:.4g}"), "steps": budget, "sampling": best.plain()}
+        cells[f"{subject.name}/{TUNE}/found/{budget}"] = cell
+        save(cells)
+        print(f"{subject.name} {TUNE} {budget}: {error:.3g}", file=sys.stderr, flush=True)
+
+
+def _way(subject: Subject, found: Sampling) -> tuple[Tensor, solvers.Solver]:
+    """Return grid and solver of settings."""
+    assert subject.model is not None
+    plan = sampling.plan(subject.model, found)
+    return plan.times, plan.solver
+
+
 def judge(subject: Subject, cells: dict[str, Any]) -> None:
     """Add Frechet distances of digits: of the leaders of each budget, and of ddim."""
     train, held_out = digits()
     extractor = metrics.classifier(train)
     real = extractor(torch.from_numpy(held_out.pixels)).vectors
-    for budget in (b for b in subject.budgets if b <= 20):
+    for budget in (b for b in subject.budgets if b <= 15):
         ranked = sorted(leaders(cells, subject.name, budget).items(), key=lambda kv: kv[1][0])
         names = dict.fromkeys([name for name, _ in ranked[:LEADERS]] + ["ddim"])
         for sampler in names:
             cell = cells[f"{subject.name}/{sampler}/{dict(ranked)[sampler][1]}/{budget}"]
             if "fd" in cell:
                 continue
-            way = subject.way(sampler, dict(ranked)[sampler][1], budget)
+            if sampler == TUNE:
+                found = {k: tuple(v) if k == "levels" else v for k, v in cell["sampling"].items()}
+                way = _way(subject, Sampling(**found))
+            else:
+                way = subject.way(sampler, dict(ranked)[sampler][1], budget)
             assert way is not None
             made = sampling.to_uint8(subject.solved(*way, n=JUDGED))
-            found = metrics.frechet_distance(real, extractor(made).vectors)
-            cell["fd"] = float(f"{found:.4g}")
+            distance = metrics.frechet_distance(real, extractor(made).vectors)
+            cell["fd"] = float(f"{distance:.4g}")
             save(cells)
-            print(f"{subject.name} {sampler} {budget}: FD {found:.3g}", file=sys.stderr)
+            print(f"{subject.name} {sampler} {budget}: FD {distance:.3g}", file=sys.stderr)
 
 
 def leaders(cells: Mapping[str, Any], subject: str, budget: int) -> dict[str, tuple[float, str]]:
@@ -182,22 +219,19 @@ def winners(cells: Mapping[str, Any], *, guided: bool) -> dict[int, tuple[str, s
     Only samplers of one evaluation a step: the number of steps is what users give. The error of
     each model is divided by the least at that budget.
     """
+    errors: dict[int, dict[str, dict[tuple[str, str], float]]] = {}
+    for key, cell in cells.items():
+        name, sampler, grid, budget = key.split("/")
+        real = name != "exact mixture" and name.endswith("scale 1") != guided
+        if real and sampler != TUNE and cell["steps"] == int(budget):
+            errors.setdefault(int(budget), {}).setdefault(name, {})[sampler, grid] = cell["rms"]
     found = {}
-    for budget in BUDGETS:
-        ratios: dict[tuple[str, str], list[float]] = {}
-        names = {key.split("/")[0] for key in cells} - {"exact mixture"}
-        for name in (n for n in names if n.endswith("scale 1") != guided):
-            mine = {
-                tuple(key.split("/")[1:3]): cell["rms"]
-                for key, cell in cells.items()
-                if key.startswith(f"{name}/") and key.endswith(f"/{budget}")
-                if cell["steps"] == budget
-            }
-            for way, rms in mine.items():
-                ratios.setdefault(way, []).append(rms / min(mine.values()))  # pyright: ignore[reportArgumentType] -- of two words
-        most = max(map(len, ratios.values()))
-        whole = {way: max(r) for way, r in ratios.items() if len(r) == most}
-        found[budget] = min(whole, key=lambda way: whole[way])
+    for budget, models in sorted(errors.items()):
+        shared = set.intersection(*(set(ways) for ways in models.values()))
+        least = {name: min(ways.values()) for name, ways in models.items()}
+        found[budget] = min(
+            sorted(shared), key=lambda w: max(models[n][w] / least[n] for n in models)
+        )
     return found
 
 
@@ -207,7 +241,7 @@ def page(cells: Mapping[str, Any]) -> str:
     out = [TEXT, "## What `fewstep sample --steps N` takes\n"]
     out.append("| evaluations | guided | not guided |\n|---:|---|---|")
     both = winners(cells, guided=True), winners(cells, guided=False)
-    for budget in BUDGETS:
+    for budget in both[0]:
         ways = (f"{spec.TITLES[s]}, {g}" for s, g in (w[budget] for w in both))
         out.append(f"| {budget} | {' | '.join(ways)} |")
     for name in names:
@@ -220,8 +254,8 @@ def _table(cells: Mapping[str, Any], name: str) -> str:
     budgets = [b for b in BUDGETS if leaders(cells, name, b)]
     ranked = {b: leaders(cells, name, b) for b in budgets}
     rows = [["", *map(str, budgets)], ["---", *["---:"] * len(budgets)]]
-    for sampler in SAMPLERS:
-        row = [spec.TITLES[sampler]]
+    for sampler in (s for s in (*SAMPLERS, TUNE) if any(s in r for r in ranked.values())):
+        row = [spec.TITLES.get(sampler, sampler)]
         for b in budgets:
             error, grid = ranked[b].get(sampler, (math.inf, ""))
             best = min(e for e, _ in ranked[b].values())
@@ -233,11 +267,15 @@ def _table(cells: Mapping[str, Any], name: str) -> str:
     if not judged:
         return text
     lines = [f"| | {' | '.join(map(str, judged))} |", f"|---|{'---:|' * len(judged)}"]
-    seen = [s for s in SAMPLERS if any("fd" in _cell(cells, name, s, ranked, b) for b in judged)]
+    seen = [
+        s
+        for s in (*SAMPLERS, TUNE)
+        if any("fd" in _cell(cells, name, s, ranked, b) for b in judged)
+    ]
     for sampler in seen:
         found = [_cell(cells, name, sampler, ranked, b).get("fd") for b in judged]
         shown = " | ".join("-" if f is None else f"{f:.2f}" for f in found)
-        lines.append(f"| {spec.TITLES[sampler]} | {shown} |")
+        lines.append(f"| {spec.TITLES.get(sampler, sampler)} | {shown} |")
     return f"{text}\n\nFD-classifier of {JUDGED} images, the leaders and DDIM:\n\n" + "\n".join(
         lines
     )
@@ -263,11 +301,12 @@ def figure(cells: Mapping[str, Any]) -> str:
     def draw(drawing: Any) -> None:
         panels = drawing.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
-            for i, sampler in enumerate(SAMPLERS):
+            for i, sampler in enumerate((*SAMPLERS, TUNE)):
                 points = [(b, leaders(cells, name, b).get(sampler)) for b in BUDGETS]
-                known = [(b, p[0]) for b, p in points if p is not None]
+                known = [(b, p[0]) for b, p in points if p is not None] or [(5, math.nan)]
                 look = {"color": chart.COLOURS[i % 8], "ls": ("-", "--")[i // 8], "lw": 1.3}
-                axes.plot(*zip(*known, strict=True), label=spec.TITLES[sampler], **look)
+                title = spec.TITLES.get(sampler, sampler)
+                axes.plot(*zip(*known, strict=True), label=title, **look)
             axes.set(xscale="log", yscale="log", title=name, xlabel="evaluations")
             axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
             axes.minorticks_off()
@@ -294,13 +333,16 @@ end points of the same ODE, solved in 200 steps of DPM-Solver++(3M) (4,000 for t
 mean square over pixels in [-1, 1] and samples. Each entry is the least over the grids even,
 karras, logsnr and ays-sd15, with the grid's name. An evaluation is one call of the denoiser; a
 guided one asks the network twice. Models are sampled as their settings say (clipped, scale 2) and
-without guidance (scale 1), classes in turn: 64 digits of 8x8 pixels (the shipped model), 32 of
+without guidance (scale 1), classes in turn: 64 digits of 8x8 pixels (the shipped model), 24 of
 MNIST; the mixture is three Gaussians in the plane, 1,000 samples in float64. Euler is DDIM, as a
 law of the tests says, and measured on the mixture alone.
 
+"fewstep tune" is the first of what that command finds, from the trajectories of 32 other images.
+
 `fewstep sample --steps N` takes, where nothing else is said, the sampler and grid of least
 worst-case error over digits and MNIST (the error divided by the least of that model); samplers of
-two evaluations a step are left out there.
+two evaluations a step are left out there. Models are not measured beyond 20 evaluations; other
+numbers of steps take the nearest of those measured.
 
 ![Error against evaluations, a line to each solver](solvers.svg)
 """
@@ -323,6 +365,7 @@ def main(words: list[str]) -> int:
         print("without MNIST: fewstep train mnist, then give runs/mnist", file=sys.stderr)
     for subject in subjects(run):
         measure(subject, cells)
+        tuned(subject, cells)
         if subject.name.startswith("digits") and not subject.name.endswith("scale 1"):
             judge(subject, cells)
     pages[0].write_text(page(cells), "utf-8")

@@ -61,8 +61,22 @@ subset of the T steps."""
 
 
 DEFAULTS: Mapping[bool, Mapping[int, tuple[str, str]]] = {
-    True: {5: ("ipndm", "even"), 10: ("ipndm", "even")},
-    False: {5: ("ipndm", "even"), 10: ("ipndm", "even")},
+    True: {
+        5: ("unipc2", "even"),
+        6: ("unipc2", "even"),
+        8: ("unipc2", "even"),
+        10: ("deis", "karras"),
+        15: ("deis", "logsnr"),
+        20: ("deis", "karras"),
+    },
+    False: {
+        5: ("ipndm", "ays-sd15"),
+        6: ("deis", "ays-sd15"),
+        8: ("deis", "ays-sd15"),
+        10: ("deis", "karras"),
+        15: ("deis", "karras"),
+        20: ("deis", "logsnr"),
+    },
 }
 """Sampler and spacing by evaluations a guided (True) or plain image is allowed, a guided one
 counted once: those of least error in docs/results/solvers.md."""
