@@ -82,6 +82,10 @@ DEFAULTS: Mapping[bool, Mapping[int, tuple[str, str]]] = {
 counted once: those of least error in docs/results/solvers.md."""
 
 
+FEW = 10
+"""Presets of fewer steps are those of models that were made for them."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a preset stands for.
@@ -262,9 +266,10 @@ def for_steps(
     """Return changes with sampler and grid for a number of steps, where that alone is said.
 
     A preset that `tune` found for so many steps comes first. Else, for a number that is not the
-    preset's, it is the best of `DEFAULTS` at the nearest number (by ratio). A preset that draws
-    noise keeps its sampler, as do consistency models, which no ODE solver is for, and processes
-    on which the solver cannot start.
+    preset's, it is the best of `DEFAULTS` at the nearest number (by ratio). Nothing is taken for
+    fewer than 3 steps, far from all that was measured; for a preset that draws noise; for models
+    that were made for few steps and follow no ODE, which are consistency models and presets of
+    fewer than `FEW` steps; and for processes on which the solver cannot start.
 
     Args:
         model: has the preset and the tuned ones.
@@ -283,8 +288,9 @@ def for_steps(
         why = f"sampler {found.sampler} on {where} found for this model by fewstep tune"
         return {**asked, "sampler": found.sampler, **places}, f"{steps} steps: {why}"
     solver = SAMPLERS[own.sampler](own.eta, own.steps) if own.sampler in SAMPLERS else None
-    fixed = isinstance(model.denoiser, NetDenoiser) and model.denoiser.param is CONSISTENCY
-    if steps == own.steps or fixed or solver is None or solver.stochastic:
+    consistent = isinstance(model.denoiser, NetDenoiser) and model.denoiser.param is CONSISTENCY
+    made_for_few = consistent or own.steps < FEW
+    if steps in (1, 2, own.steps) or made_for_few or solver is None or solver.stochastic:
         return dict(asked), ""
     budget = min(DEFAULTS[guided], key=lambda n: abs(math.log(n / steps)))
     sampler, spacing = DEFAULTS[guided][budget]

@@ -32,7 +32,9 @@ def test_the_table_is_that_of_the_stored_measurements() -> None:
 
 
 @pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize(("steps", "budget"), [(1, 5), (5, 5), (7, 6), (9, 8), (13, 15), (50, 20)])
+@pytest.mark.parametrize(
+    ("steps", "budget"), [(3, 5), (5, 5), (7, 8), (9, 10), (13, 15), (50, 20)]
+)
 def test_the_nearest_number_of_evaluations_decides(steps: int, budget: int, guided: bool) -> None:
     got, why = for_steps(toy(), {"steps": steps}, guided=guided)
     assert (got["sampler"], got["spacing"]) == DEFAULTS[guided][budget]
@@ -49,6 +51,8 @@ def test_the_nearest_number_of_evaluations_decides(steps: int, budget: int, guid
         {},
         {"guidance_scale": 3.0},
         {"steps": 20},
+        {"steps": 1},
+        {"steps": 2},
         {"steps": 5, "sampler": "heun"},
         {"steps": 5, "spacing": "karras"},
         {"steps": 5, "levels": TUNED.levels},
@@ -71,13 +75,14 @@ def test_a_tuned_preset_goes_first() -> None:
 
 
 def test_presets_of_another_kind_stay() -> None:
-    """One that draws noise, a consistency model, and a process without signal at its end."""
+    """One that draws noise, models made for few steps, a process without signal at its end."""
     noisy = replace(toy(), sampling=Sampling("ddpm", 50))
     net = toy().denoiser.net
     consistent = replace(toy(), denoiser=NetDenoiser(net, Cosine(), CONSISTENCY))
     blind = replace(toy(), denoiser=NetDenoiser(net, Tabulated(zero_terminal_snr=True)))
     asked = {"steps": 5}
-    for model in (noisy, consistent):
+    few = replace(toy(), sampling=Sampling(steps=9))
+    for model in (noisy, consistent, few):
         assert for_steps(model, asked, guided=False) == (asked, "")
     got, _ = for_steps(blind, asked, guided=False)
     plan(blind, changed(blind.sampling, got))
