@@ -10,6 +10,7 @@ nearest to where the ODE itself ends.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -117,8 +118,7 @@ class Course:
                         found = costs(denoiser, start * x[rows], levels, some)
                         square = square + found.square() * len(ids) / n
                     else:
-                        times = listed(denoiser.process, levels)
-                        ends.append(_fine(denoiser, start * x[rows], times, some)[0][-1])
+                        ends.append(_fine(denoiser, start * x[rows], levels, some)[0][-1])
                     if tick is not None:
                         tick(2 * b + part + 1, 2 * len(batches))
         end = torch.cat(ends)
@@ -218,7 +218,7 @@ def costs(denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond = N
     """
     process = denoiser.process
     times = listed(process, levels)
-    points, said = _fine(denoiser, x, times, cond)
+    points, said = _fine(denoiser, x, levels, cond)
     cost = torch.full((len(times), len(times)), math.inf, dtype=torch.float64)
     for j, t in enumerate(times.tolist()):
         alpha, sigma = process.levels(t)
@@ -230,15 +230,15 @@ def costs(denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond = N
 
 
 def _fine(
-    denoiser: Denoiser, x: Tensor, times: Tensor, cond: Cond
+    denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond
 ) -> tuple[list[Tensor], list[Any]]:
-    """Return the points of the fine trajectory at these times, and the predictions there."""
-    ends = torch.linspace(0, len(times) - 2, FINER * (len(times) - 2) + 1, dtype=torch.float64)
-    ratio = -denoiser.process.logsnr(times[:-1]) / 2
-    at = ends.floor().long().clamp(max=len(times) - 3) if len(times) > 2 else ends.long()
-    share = ends - at
-    finer = ratio[at] + share * (ratio.roll(-1)[at] - ratio[at])
-    grid = torch.cat([denoiser.process.time(-2 * finer).clamp(max=1.0), times[-1:]])
+    """Return the points of the fine trajectory at the levels and clean, and the predictions."""
+    logs = [math.log(r) for r in levels]
+    between = [
+        torch.linspace(a, b, FINER + 1, dtype=torch.float64)[:-1] for a, b in pairwise(logs)
+    ]
+    finer = torch.cat([*between, torch.tensor(logs[-1:], dtype=torch.float64)]).exp()
+    grid = listed(denoiser.process, finer.tolist())
     points, said = [x], []
     for step in solvers.sample(denoiser, tuple(x.shape), grid, DPMSolverPP(3), cond, x=x):
         if step.index % FINER == 0:
