@@ -102,7 +102,13 @@ def sample(  # budget: table
     classifier_scale: Annotated[float | None, guidance.CLASSIFIER_SCALE] = None,
     weak: Annotated[str | None, guidance.WEAK] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=options.steps, metavar="N", help="sampling steps")
+        int | None,
+        typer.Option(
+            parser=options.steps,
+            metavar="N",
+            help="sampling steps; alone, they choose sampler and spacing: those of fewstep tune, "
+            "else those measured best",
+        ),
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
