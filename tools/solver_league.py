@@ -310,6 +310,8 @@ def figure(cells: Mapping[str, Any]) -> str:
                 axes.plot(*zip(*known, strict=True), label=title, **look)
             axes.set(xscale="log", yscale="log", title=name, xlabel="evaluations")
             axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+            axes.set_ylim(0.0007, 0.7)
+            axes.set_yticks([0.001, 0.01, 0.1], ["0.001", "0.01", "0.1"])
             axes.minorticks_off()
             axes.grid(color=chart.GREY, alpha=0.25, lw=0.6)
         panels[0].set_ylabel("rms error to the exact solution")
