@@ -7,10 +7,10 @@ usual grids are then walked by every solver from fresh noise, and the best is th
 nearest to where the ODE itself ends.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ class Course:
             preset: its settings; guidance and clipping belong to the ODE.
             n: images that grids are found on, and as many others that ways are tried on.
             seed: image i draws its noise from seed + i.
-            tick: told of batches.
+            tick: told of steps.
 
         Raises:
             UsageError: settings that this model cannot follow.
@@ -110,17 +110,16 @@ class Course:
         start = float(denoiser.process.prior_std(float(listed(denoiser.process, levels)[0])))
         batches = torch.arange(n).split(max(1, _VALUES // x[0].numel()))
         square, ends = torch.zeros(()), []
+        done = _each(tick, 2 * len(batches) * (FINER * (NODES - 1) + 1))
         with torch.no_grad():
-            for b, ids in enumerate(batches):
+            for ids in batches:
                 for part, rows in enumerate((ids, ids + n)):
                     some = conditions.rows(cond, rows.to(device))
                     if part == 0:
-                        found = costs(denoiser, start * x[rows], levels, some)
+                        found = costs(denoiser, start * x[rows], levels, some, done)
                         square = square + found.square() * len(ids) / n
                     else:
-                        ends.append(_fine(denoiser, start * x[rows], levels, some)[0][-1])
-                    if tick is not None:
-                        tick(2 * b + part + 1, 2 * len(batches))
+                        ends.append(_fine(denoiser, start * x[rows], levels, some, done)[0][-1])
         end = torch.cat(ends)
         if not end.isfinite().all():
             raise NumericError("an image is not finite; lower the guidance scale of the settings")
@@ -162,21 +161,30 @@ class Course:
         Raises:
             UsageError: as `ways`.
         """
-        ways, done = self.ways(steps), 0
-        total = len(ways) + _STAY
+        ways, few = self.ways(steps), min(_FIRST, len(self.noise))
+        rounds = -(-len(self.noise) // few)  # what one of the last costs
+        done = _each(tick, len(ways) + _STAY * rounds)
         first: list[Tried] = []
         for way in ways:
-            first.append(Tried(way, self.error(way, min(_FIRST, len(self.noise)))))
-            done += 1
-            if tick is not None:
-                tick(done, total)
+            first.append(Tried(way, self.error(way, few)))
+            done()
         last: list[Tried] = []
         for way, _ in sorted(first, key=lambda t: t.error)[:_STAY]:
             last.append(Tried(way, self.error(way)))
-            done += 1
-            if tick is not None:
-                tick(done, total)
+            for _ in range(rounds):
+                done()
         return sorted(last, key=lambda t: t.error)
+
+
+def _each(tick: Tick | None, total: int) -> Callable[[], None]:
+    """Return what is to be called once for each of so many parts of the work."""
+    parts = itertools.count(1)
+
+    def done() -> None:
+        if tick is not None:
+            tick(next(parts), total)
+
+    return done
 
 
 def nodes(process: Process, n: int = NODES) -> tuple[float, ...]:
@@ -196,7 +204,13 @@ def nodes(process: Process, n: int = NODES) -> tuple[float, ...]:
     return tuple(min(float(f"{r:.5g}"), high) for r in ratios)
 
 
-def costs(denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond = None) -> Tensor:
+def costs(
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: Sequence[float],
+    cond: Cond = None,
+    done: Callable[[], None] | None = None,
+) -> Tensor:
     """Return what every jump of one Euler step costs along the fine trajectory.
 
         c_ij^2 = mean |x_j - (alpha_j x0_i + sigma_j eps_i)|^2 / (alpha_j^2 + sigma_j^2)
@@ -209,6 +223,7 @@ def costs(denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond = N
         x: the batch at the first level, shape (B, *).
         levels: falling sigma / alpha, M of them; clean data come after the last.
         cond: the condition of the batch, or None.
+        done: called after every fine step.
 
     Returns:
         shape (M + 1, M + 1), float64; infinite where j <= i.
@@ -218,7 +233,7 @@ def costs(denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond = N
     """
     process = denoiser.process
     times = listed(process, levels)
-    points, said = _fine(denoiser, x, levels, cond)
+    points, said = _fine(denoiser, x, levels, cond, done)
     cost = torch.full((len(times), len(times)), math.inf, dtype=torch.float64)
     for j, t in enumerate(times.tolist()):
         alpha, sigma = process.levels(t)
@@ -230,12 +245,17 @@ def costs(denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond = N
 
 
 def _fine(
-    denoiser: Denoiser, x: Tensor, levels: Sequence[float], cond: Cond
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: Sequence[float],
+    cond: Cond,
+    done: Callable[[], None] | None = None,
 ) -> tuple[list[Tensor], list[Any]]:
     """Return the points of the fine trajectory at the levels and clean, and the predictions."""
     logs = [math.log(r) for r in levels]
     between = [
-        torch.linspace(a, b, FINER + 1, dtype=torch.float64)[:-1] for a, b in pairwise(logs)
+        torch.linspace(a, b, FINER + 1, dtype=torch.float64)[:-1]
+        for a, b in itertools.pairwise(logs)
     ]
     finer = torch.cat([*between, torch.tensor(logs[-1:], dtype=torch.float64)]).exp()
     grid = listed(denoiser.process, finer.tolist())
@@ -245,6 +265,8 @@ def _fine(
             said.append(step.prediction)
         if (step.index + 1) % FINER == 0 or step.index + 1 == step.total:
             points.append(step.x)
+        if done is not None:
+            done()
     return points, said
 
 

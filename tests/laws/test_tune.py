@@ -128,12 +128,16 @@ def toy() -> Model:
 def test_what_is_tried_and_in_which_order() -> None:
     """Every solver on every grid; the best first; each error can be had again by sampling."""
     model, preset = toy(), Sampling(clip=False, guidance_scale=2.0)
-    course = Course.of(model, preset, n=6)
+    ticks: list[tuple[int, int]] = []
+    course = Course.of(model, preset, n=6, tick=lambda *t: ticks.append(t))
+    assert [a for a, _ in ticks] == list(range(1, ticks[0][1] + 1))
     ways = course.ways(4)
     assert {w.sampler for w in ways} == set(SOLVERS)
     assert {w.spacing for w in ways if w.levels is None} == set(SPACINGS)
     assert all(w.guidance_scale == 2 and w.steps == 4 for w in ways)
-    tried = course.tried(4)
+    ticks.clear()
+    tried = course.tried(4, lambda *t: ticks.append(t))
+    assert [a for a, _ in ticks] == list(range(1, ticks[0][1] + 1))
     errors = [t.error for t in tried]
     assert errors == sorted(errors)
     assert errors[0] == min(course.error(w, 6) for w in ways)
