@@ -38,7 +38,7 @@ COEFFICIENTS = (1.0, 0.95, 1.05)
 SOLVERS = ("ddim", "dpmpp", "dpmpp3", "unipc", "unipc2", "deis", "deis-tab", "ipndm")
 """Samplers that are tried: the deterministic ones of one evaluation a step."""
 
-SPACINGS = ("even", "karras", "logsnr")
+SPACINGS = ("even", "karras", "logsnr", "ays-sd15")
 """Grids that are tried beside the found ones."""
 
 _TOP = 1000.0  # of the levels, for processes that reach pure noise
@@ -140,8 +140,11 @@ class Course:
         return [replace(base, sampler=name, **grid) for name in SOLVERS for grid in own]
 
     def error(self, way: Sampling, n: int | None = None) -> float:
-        """Return the error of one way on the first n images, infinite where it diverges."""
-        plan, many = sampling.plan(self.model, way), n or len(self.noise)
+        """Return the error of one way on the first n images, infinite where it cannot be gone."""
+        try:
+            plan, many = sampling.plan(self.model, way), n or len(self.noise)
+        except UsageError:  # levels beyond the process, a solver that cannot start where they do
+            return math.inf
         start, total = plan.denoiser.process.prior_std(float(plan.times[0])), 0.0
         for ids in torch.arange(many).split(max(1, _VALUES // self.noise[0].numel())):
             x = start * self.noise[ids]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -148,6 +149,15 @@ def test_what_is_tried_and_in_which_order() -> None:
     *_, fine = sampling.walk(model, slow, cond, 6, seed=6)
     again = float((last.x - fine.x).square().mean().sqrt())
     assert again == pytest.approx(errors[0], rel=0.05)
+
+
+def test_what_cannot_be_gone_is_not_taken() -> None:
+    """A table without signal at its end: few solvers start there; the found levels begin below."""
+    net = toy().denoiser.net
+    blind = NetDenoiser(net, Tabulated("cosine", zero_terminal_snr=True), V)
+    course = Course.of(replace(toy(), denoiser=blind), Sampling(clip=False), n=4)
+    assert math.isinf(course.error(Sampling("ipndm", 4, clip=False)))
+    assert math.isfinite(course.tried(4)[0].error)
 
 
 def test_what_is_refused() -> None:
