@@ -344,7 +344,7 @@ of each other are not told apart. The mixture is three Gaussians in the plane, 1
 float64. Euler is DDIM, as a law of the tests says, and measured on the mixture alone.
 
 "fewstep tune" is the first of what that command finds, from the trajectories of 32 other images of
-digits.
+digits, without ays-sd15 among the grids that it tries.
 
 `fewstep sample --steps N` takes, where nothing else is said, the sampler and grid of least
 worst-case error over digits and MNIST (the error divided by the least of that model); samplers of

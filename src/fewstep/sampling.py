@@ -62,20 +62,20 @@ subset of the T steps."""
 
 DEFAULTS: Mapping[bool, Mapping[int, tuple[str, str]]] = {
     True: {
-        5: ("unipc2", "even"),
-        6: ("unipc2", "even"),
+        5: ("dpmpp", "ays-sd15"),
+        6: ("deis-tab", "ays-sd15"),
         8: ("unipc2", "even"),
-        10: ("deis", "karras"),
-        15: ("deis", "logsnr"),
-        20: ("deis", "karras"),
+        10: ("unipc2", "even"),
+        15: ("deis", "karras"),
+        20: ("deis", "logsnr"),
     },
     False: {
         5: ("ipndm", "ays-sd15"),
         6: ("deis", "ays-sd15"),
-        8: ("deis", "ays-sd15"),
-        10: ("deis", "karras"),
-        15: ("deis", "karras"),
-        20: ("deis", "logsnr"),
+        8: ("unipc2", "even"),
+        10: ("unipc2", "even"),
+        15: ("unipc", "logsnr"),
+        20: ("deis", "karras"),
     },
 }
 """Sampler and spacing by evaluations a guided (True) or plain image is allowed, a guided one
