@@ -45,7 +45,8 @@ JUDGED = 1000  # images of a Frechet distance
 TUNE = "fewstep tune"  # stands as a sampler
 LEADERS = 3  # samplers of a budget that are judged by it, beside ddim
 
-Key = tuple[str, int]  # model, evaluations
+Measured = tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]
+"""Name, model, images, budgets, steps of the reference, and what is left out."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def subjects(run: Path | None) -> Iterator[Subject]:
     weights = torch.tensor([0.3, 0.45, 0.25], dtype=torch.float64)
     toy = Mixture(Cosine(), means, std, weights=weights)
     yield Subject("exact mixture", toy, (2,), 0, 1000, dtype=torch.float64, fine=4000)
-    models = [("digits", "digits", 64, BUDGETS[:-1], FINE, ("euler",))]
+    models: list[Measured] = [("digits", "digits", 64, BUDGETS[:-1], FINE, ("euler",))]
     if run is not None:
         slow = ("euler", "heun", "dpmpp3", "dpmpp3-legacy", "dpmpp-2s")
         models.append(("mnist", str(run), 24, BUDGETS[:4], 100, (*slow, "karras", "logsnr")))
