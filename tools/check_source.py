@@ -39,7 +39,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     **dict.fromkeys(("conditions", "shapes", "process", "prediction", "reverse", "labels"), CORE),
     **dict.fromkeys(("denoiser", "exact", "classifier", "nets"), CORE),
     **dict.fromkeys(("guide", "solvers", "objectives", "sampling", "steer", "distill"), CORE),
-    "langevin": CORE,
+    **dict.fromkeys(("langevin", "tune"), CORE),
     "likelihood": (CORE[0], CORE[1] | {"torchdiffeq"}),
     "model": ({"torch", "numpy"}, {"safetensors"}),
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),
@@ -55,7 +55,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
 SHAPED = {
     "conditions", "shapes", "process", "prediction", "reverse", "labels", "denoiser", "exact",
     "nets", "data", "guide", "classifier", "solvers", "objectives", "metrics", "distill", "edit",
-    "langevin", "likelihood", "lab",
+    "langevin", "likelihood", "lab", "tune",
 }  # fmt: skip
 
 UNSAFE_MODULES = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

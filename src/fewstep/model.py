@@ -59,6 +59,7 @@ class Sampling:
         each: Langevin steps at a level of noise, >= 1; None = 5 of annealed-langevin, else 1.
         snr: size of these steps, in (0, 1), see `solvers.PredictorCorrector`; None = by the
             ladder (annealed-langevin), else 0.16, or 0.176 (predictor-corrector-level).
+        levels: falling noise levels sigma / alpha > 0, one to a step, in place of the spacing.
     """
 
     sampler: str = "ddim"
@@ -76,6 +77,7 @@ class Sampling:
     threshold: float | None = None
     each: int | None = None
     snr: float | None = None
+    levels: tuple[float, ...] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as JSON values, the fields from `guidance_low` on only where set.
@@ -83,7 +85,8 @@ class Sampling:
         So files, caches and results made before these fields were there still mean the same.
         """
         unset = {f.name: f.default for f in fields(self)[_FIRST:]}
-        return {k: v for k, v in asdict(self).items() if k not in unset or v != unset[k]}
+        said = {k: v for k, v in asdict(self).items() if k not in unset or v != unset[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
 
 
 _FIRST = [f.name for f in fields(Sampling)].index("guidance_low")
@@ -101,6 +104,7 @@ class Model:
             by something else.
         sampling: the preset.
         about: where it comes from: data name and fingerprint, licence, steps, free text.
+        tuned: presets by number of steps, found for these weights (`tune`).
     """
 
     denoiser: NetDenoiser | NoisyClassifier
@@ -108,6 +112,7 @@ class Model:
     classes: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     about: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[int, Sampling] = field(default_factory=dict)
 
     @property
     def classifier(self) -> NoisyClassifier | None:
@@ -150,6 +155,9 @@ class Model:
             "classes": list(self.classes),
             "sampling": self.sampling.plain(),
             "about": dict(self.about),
+            **(
+                {"tuned": {str(n): s.plain() for n, s in self.tuned.items()}} if self.tuned else {}
+            ),
         }
 
     def label_index(self, label: str | int) -> int:
@@ -212,6 +220,7 @@ def from_description(description: Mapping[str, Any], *, empty: bool = False) -> 
         tuple(str(c) for c in description.get("classes", ())),
         _build(Sampling, description.get("sampling", {}), "sampling"),
         dict(description.get("about", {})),
+        {int(n): _build(Sampling, s, "tuned") for n, s in description.get("tuned", {}).items()},
     )
 
 

@@ -5,8 +5,10 @@ settings mean the same images everywhere. The settings are names and numbers (`m
 a `Plan` is what they stand for.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,12 +17,13 @@ from torch import Tensor
 from fewstep import solvers
 from fewstep.classifier import NoisyClassifier
 from fewstep.conditions import Cond
-from fewstep.denoiser import Denoiser
+from fewstep.denoiser import CONSISTENCY, Denoiser, NetDenoiser
 from fewstep.errors import UsageError, suggest
 from fewstep.langevin import ladder
 from fewstep.model import Model, Sampling
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
+from fewstep.solvers.levels import ALIGN_YOUR_STEPS, align_your_steps, listed
 from fewstep.steer import DIALS, REFINING, Steer, Weak, guided
 
 MAX_STEPS = 100_000
@@ -44,6 +47,7 @@ SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
     "unipc": lambda eta, n: solvers.UniPC(3, steps=n),
     "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
     "deis": lambda eta, n: solvers.DEIS(3),
+    "deis-tab": lambda eta, n: solvers.DEIS(3, "t"),
     "ipndm": lambda eta, n: solvers.IPNDM(4),
     "annealed-langevin": lambda eta, n: solvers.PredictorCorrector(None, EACH, rule="level"),
     "predictor-corrector": lambda eta, n: solvers.PredictorCorrector(),
@@ -58,8 +62,41 @@ the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""
 LANGEVIN = ("each", "snr")
 """Fields of `model.Sampling` for the samplers with Langevin steps alone."""
 
-SPACINGS = ("even", "karras", "logsnr", *grids.SPACINGS)
-"""Names of the grids: even in t, in noise level or in log-SNR, or a subset of the T steps."""
+SPACINGS = (
+    "even",
+    "karras",
+    "logsnr",
+    *(f"ays-{name}" for name in ALIGN_YOUR_STEPS),
+    *grids.SPACINGS,
+)
+"""Names of the grids: even in t, in noise level or in log-SNR, the lists of Align Your Steps, or a
+subset of the T steps."""
+
+
+DEFAULTS: Mapping[bool, Mapping[int, tuple[str, str]]] = {
+    True: {
+        5: ("dpmpp", "ays-sd15"),
+        6: ("deis-tab", "ays-sd15"),
+        8: ("unipc2", "even"),
+        10: ("unipc2", "even"),
+        15: ("deis", "karras"),
+        20: ("deis", "logsnr"),
+    },
+    False: {
+        5: ("ipndm", "ays-sd15"),
+        6: ("deis", "ays-sd15"),
+        8: ("unipc2", "even"),
+        10: ("unipc2", "even"),
+        15: ("unipc", "logsnr"),
+        20: ("deis", "karras"),
+    },
+}
+"""Sampler and spacing by evaluations a guided (True) or plain image is allowed, a guided one
+counted once: those of least error in docs/results/solvers.md."""
+
+
+FEW = 10
+"""Presets of fewer steps are those of models that were made for them."""
 
 
 @dataclass(frozen=True)
@@ -79,30 +116,44 @@ class Plan:
     nfe: int
 
 
-def grid(spacing: str, process: Process, steps: int) -> Tensor:
-    """Return the grid of this name.
+def grid(
+    spacing: str, process: Process, steps: int, levels: Sequence[float] | None = None
+) -> Tensor:
+    """Return the grid of this name, or of these noise levels.
 
     Args:
         spacing: a name in `SPACINGS`.
         process: turns noise levels into times; its table, or 1000 steps where it has none, is
             what the strided spacings take a subset of.
         steps: number of steps, in 1..`MAX_STEPS`, and in 1..T for a subset of T steps.
+        levels: falling sigma / alpha, one to a step, in place of the spacing.
 
     Returns:
         shape (n + 1,), float64, falling from the noisy end to 0; n is `steps` but for the
         spacings that `grids.strided` names.
 
     Raises:
-        UsageError: unknown spacing, or a number of steps that it cannot have.
+        UsageError: unknown spacing, or a number of steps that it or the levels cannot have;
+            levels that the process does not reach.
     """
     if not 1 <= steps <= MAX_STEPS:
         raise UsageError(f"steps {steps}: must be a whole number in 1..{MAX_STEPS}")
+    if levels is not None:
+        times = listed(process, levels)
+        if len(times) - 1 != steps:
+            raise UsageError(
+                f"levels: {len(times) - 1} noise levels are as many steps, not {steps}; give as "
+                "many, or leave the steps out"
+            )
+        return times
     if spacing == "even":
         return grids.uniform(steps)
     if spacing == "karras":
         return grids.karras(process, steps)
     if spacing == "logsnr":
         return grids.logsnr(process, steps)
+    if spacing.startswith("ays-") and spacing in SPACINGS:
+        return align_your_steps(process, steps, spacing.removeprefix("ays-"))
     if spacing not in grids.SPACINGS:
         raise UsageError(
             f'spacing "{spacing}": allowed are {", ".join(SPACINGS)}{suggest(spacing, SPACINGS)}'
@@ -146,7 +197,8 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
             "recipe); take ddpm or ddpm-large"
         )
     denoiser = guided(model, sampling, steer)
-    times = grid(sampling.spacing, model.denoiser.process, sampling.steps)
+    process = model.denoiser.process
+    times = grid(sampling.spacing, process, sampling.steps, sampling.levels)
     solver = SAMPLERS[name](sampling.eta, len(times) - 1)
     solver.check(denoiser.process, times.tolist())
     solver = _stepping(solver, sampling, denoiser.process, times)
@@ -184,6 +236,34 @@ def _stepping(
     return replace(solver, snr=ladder.snr_for(even, solver.each))
 
 
+def ratios(where: str, word: str, apart: str = ",") -> tuple[float, ...]:
+    """Return the noise levels that a word lists, for `Sampling.levels`.
+
+    Args:
+        where: what a message begins with, such as "--levels 80,2,0.3".
+        word: falling sigma / alpha > 0; a last 0, clean data, may be given.
+        apart: what stands between two of them.
+
+    Raises:
+        UsageError: not such a word.
+
+    >>> ratios("", "14.6, 2, 0.3, 0")
+    (14.6, 2.0, 0.3)
+    """
+    try:
+        found = [float(part) for part in word.split(apart)]
+    except ValueError:
+        found = []
+    found = found[:-1] if found and found[-1] == 0 else found
+    falls = all(a > b for a, b in pairwise([math.inf, *found, 0.0]))
+    if not (found and falls):
+        raise UsageError(
+            f"{where}: must be falling noise levels sigma / alpha above 0, such as "
+            f"{apart.join(('14.6', '2', '0.3'))}"
+        )
+    return tuple(found)
+
+
 def no_denoiser(model: Model) -> UsageError:
     """Return what to raise where a noisy classifier is asked for images."""
     return UsageError(
@@ -196,12 +276,16 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Return settings with the user's changes, and without what they leave no use for.
 
     Another sampler than ddim has no eta, and each its own Langevin steps or none, which go by the
-    ladder where that is another; scale 1 has no refinement of guidance, and what says whether to
-    clip means no thresholding, unless the user says so.
+    ladder where that is another; scale 1 has no refinement of guidance, what says whether to clip
+    means no thresholding, and another grid is not that of the preset's noise levels, unless the
+    user says so.
 
     Args:
         preset: the model's own settings.
         changes: fields of `Sampling` to replace.
+
+    Raises:
+        UsageError: both a spacing and levels.
 
     >>> changed(Sampling(eta=0.5), {"sampler": "heun"}).eta
     0.0
@@ -209,10 +293,16 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     values = dict(changes)
     if values.get("sampler", preset.sampler) != "ddim":
         values.setdefault("eta", 0.0)
+    if values.get("levels") is not None:
+        if "spacing" in values:
+            raise UsageError(f"levels and spacing {values['spacing']}: give one of them")
+        values.setdefault("steps", len(values["levels"]))
+    elif "spacing" in values or values.get("steps", preset.steps) != preset.steps:
+        values.setdefault("levels", None)
     if values.get("sampler", preset.sampler) != preset.sampler:
         for name in LANGEVIN:
             values.setdefault(name, None)
-    own = {name: getattr(preset, name) for name in ("steps", "spacing", "each")}
+    own = {name: getattr(preset, name) for name in ("steps", "spacing", "levels", "each")}
     moved = any(values.get(name, value) != value for name, value in own.items())
     if preset.sampler == "annealed-langevin" and moved:
         values.setdefault("snr", None)
@@ -221,6 +311,53 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
         for field in DIALS[name]:
             values.setdefault(field, getattr(Sampling(), field))
     return replace(preset, **values)
+
+
+def for_steps(
+    model: Model, asked: Mapping[str, Any], *, guided: bool
+) -> tuple[dict[str, Any], str]:
+    """Return changes with sampler and grid for a number of steps, where that alone is said.
+
+    A preset that `tune` found for so many steps comes first. Else, for a number that is not the
+    preset's, it is the best of `DEFAULTS` at the nearest number (by ratio). Nothing is taken for
+    fewer than 3 steps, far from all that was measured; for a preset that draws noise; for models
+    that were made for few steps and follow no ODE, which are consistency models and presets of
+    fewer than `FEW` steps; and for processes on which the solver cannot start.
+
+    Args:
+        model: has the preset and the tuned ones.
+        asked: the user's changes, fields of `Sampling`.
+        guided: whether guidance is on.
+
+    Returns:
+        the changes, and in words what was taken and why; "" where nothing was.
+    """
+    steps, own = asked.get("steps"), model.sampling
+    if steps is None or {"sampler", "spacing", "levels", "eta"} & asked.keys():
+        return dict(asked), ""
+    if (found := model.tuned.get(steps)) is not None:
+        places = {"levels": found.levels} if found.levels else {"spacing": found.spacing}
+        where = "noise levels" if found.levels else f"the spacing {found.spacing}, both"
+        why = f"sampler {found.sampler} on {where} found for this model by fewstep tune"
+        return {**asked, "sampler": found.sampler, **places}, f"{steps} steps: {why}"
+    solver = SAMPLERS[own.sampler](own.eta, own.steps) if own.sampler in SAMPLERS else None
+    consistent = isinstance(model.denoiser, NetDenoiser) and model.denoiser.param is CONSISTENCY
+    made_for_few = consistent or own.steps < FEW
+    if steps in (1, 2, own.steps) or made_for_few or solver is None or solver.stochastic:
+        return dict(asked), ""
+    budget = min(DEFAULTS[guided], key=lambda n: abs(math.log(n / steps)))
+    sampler, spacing = DEFAULTS[guided][budget]
+    process = model.denoiser.process
+    try:
+        SAMPLERS[sampler](0.0, steps).check(process, grid(spacing, process, steps).tolist())
+    except UsageError:
+        return dict(asked), ""
+    why = (
+        f"{steps} steps: sampler {sampler}, spacing {spacing}, of least error at {budget} "
+        f"{'guided ' if guided else ''}evaluations (docs/results/solvers.md); --sampler "
+        f"{own.sampler} for the model's own"
+    )
+    return {**asked, "sampler": sampler, "spacing": spacing}, why
 
 
 def walk(

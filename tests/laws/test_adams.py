@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from fewstep.errors import UsageError
@@ -11,6 +12,7 @@ from fewstep.process import EDM, VP, Process, Tabulated
 from fewstep.solvers import DDIM, DEIS, IPNDM, Euler, Solver, grids
 from laws.cases import PROCESSES, largest, mixture, normal, truth, walk
 
+SMOOTH = [p for p in PROCESSES if not isinstance(p, Tabulated)]
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
 LAM = (-1.5, -0.9, -0.5, -0.2, 0.3)  # ln(alpha / sigma)
 
@@ -45,6 +47,27 @@ def test_deis_integrates_the_lagrange_polynomial_in_ln_r(p: Process, order: int)
     assert largest(after, want) < 1e-10 * float(1 + before.abs().max())
 
 
+@pytest.mark.parametrize("p", SMOOTH, ids=str)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_deis_in_t_integrates_the_lagrange_polynomial_in_t(p: Process, order: int) -> None:
+    """w_j = int_(r_t)^(r_s) prod_i (u - t_i) / (t_j - t_i) dr with u = t(r), by Simpson's rule."""
+    before, after, seen = played(p, DEIS(order, "t"))
+    places = [float(p.time(2 * LAM[3 - j])) for j in range(order)]
+    ln_r = np.linspace(-LAM[3], -LAM[4], 2001)
+    u = np.array([float(p.time(-2 * float(v))) for v in ln_r])
+    simpson = np.full(2001, 2.0)
+    simpson[1::2] = 4.0
+    simpson[[0, -1]] = 1.0
+    weights = simpson * (ln_r[1] - ln_r[0]) / 3 * np.exp(ln_r)
+    want = before
+    for j, place in enumerate(places):
+        basis = np.ones_like(u)
+        for other in (v for i, v in enumerate(places) if i != j):
+            basis = basis * (u - other) / (place - other)
+        want = want + float((weights * basis).sum()) * seen[j]
+    assert largest(after, want) < 1e-10 * float(1 + before.abs().max())
+
+
 @every_process
 @pytest.mark.parametrize(
     ("points", "weights"),
@@ -71,6 +94,7 @@ def test_with_one_prediction_they_are_ddim(p: Process) -> None:
     one, two, three, four = (
         walk(mixture(p), x, times, s) for s in (DDIM(), DEIS(1), Euler(), IPNDM(1))
     )
+    assert torch.equal(two, walk(mixture(p), x, times, DEIS(1, "t")))
     assert largest(one, two) < 1e-11 * float(1 + x.abs().max())
     assert largest(three, four) < 1e-11 * float(1 + x.abs().max())
 
@@ -98,7 +122,9 @@ def test_what_they_refuse() -> None:
         DEIS(5)
     with pytest.raises(UsageError, match="allowed are 1, 2, 3 and 4"):
         IPNDM(0)
-    for solver in (DEIS(), IPNDM()):
+    with pytest.raises(UsageError, match='basis "rho": allowed are logsnr and t'):
+        DEIS(3, "rho")
+    for solver in (DEIS(), DEIS(3, "t"), IPNDM()):
         with pytest.raises(UsageError, match="no noise is left"):
             solver.check(VP(), [0.0, 0.5])
         with pytest.raises(UsageError, match="no signal is left"):

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from fewstep import solvers
 from fewstep.denoiser import Cond, Denoiser
-from fewstep.exact import Gaussian
 from fewstep.prediction import Prediction
 from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
 from fewstep.reverse import posterior
 from fewstep.shapes import Number, like
-from fewstep.solvers import DDIM, DDPM, IPNDM, DPMSolverPP, Euler, Heun, Solver, grids
+from fewstep.solvers import DDIM, DDPM, DEIS, IPNDM, DPMSolverPP, Euler, Heun, Solver, grids
 from laws.cases import (
     DETERMINISTIC,
     PROCESSES,
@@ -154,7 +153,10 @@ def test_a_batch_of_different_steps_is_each_step_alone(p: Process, solver: Solve
 @pytest.mark.parametrize("solver", DETERMINISTIC, ids=str)
 @pytest.mark.parametrize("q", [VE(1e-4, 100.0), EDM(), Cosine(), Tabulated("cosine")], ids=str)
 def test_processes_agree_on_the_same_logsnr_grid(q: Process, solver: Solver) -> None:
-    """t is a label: VP and any other process make the same image through the same log-SNRs."""
+    """t is a label: VP and any other process make the same image through the same log-SNRs.
+
+    DEIS in t is the one that heeds the label.
+    """
     p = VP()
     times = levels(p, 40, "t")
     other = q.time(p.logsnr(times))
@@ -162,7 +164,7 @@ def test_processes_agree_on_the_same_logsnr_grid(q: Process, solver: Solver) -> 
     one = walk(mixture(p), y * p.alpha(float(times[0])), times, solver)
     two = walk(mixture(q), y * q.alpha(float(other[0])), other, solver)
     got = one / p.alpha(float(times[-1])), two / q.alpha(float(other[-1]))
-    assert largest(*got) < 1e-9
+    assert (largest(*got) < 1e-9) == (solver != DEIS(3, "t"))
 
 
 @every_process
@@ -297,18 +299,6 @@ def test_a_step_is_a_rotation_on_the_circle() -> None:
     d = math.atan2(p.sigma(0.8), p.alpha(0.8)) - math.atan2(p.sigma(0.5), p.alpha(0.5))
     got, _ = DDIM().step(mixture(p), x, 0.8, 0.5)
     assert largest(got, math.cos(d) * x - math.sin(d) * v) < 1e-14
-
-
-@pytest.mark.parametrize("p", [VP(), Cosine(), EDM()], ids=str)
-def test_heun_follows_the_closed_form_of_a_gaussian(p: Process) -> None:
-    """x(r) = x(r0) sqrt((c^2 + r^2) / (c^2 + r0^2)) in x / alpha, for data N(0, c^2)."""
-    c = 0.5
-    times = levels(p, 400, "logsnr")
-    t, s = float(times[0]), float(times[-1])
-    x = normal(4, 2)
-    got = walk(Gaussian(p, torch.zeros(2, dtype=torch.float64), c), x, times, Heun())
-    square = [(p.alpha(u) * c) ** 2 + p.sigma(u) ** 2 for u in (t, s)]
-    assert largest(got, x * math.sqrt(square[1] / square[0])) < 1e-4
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=str)

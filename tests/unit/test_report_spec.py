@@ -33,6 +33,11 @@ PLAIN = Sampling()
         ("ddim:20:scale=0", "DDIM 20, scale 0", {"steps": 20, "guidance_scale": 0.0}),
         (" ddim : 20 : clip = no ", "DDIM 20, not clipped", {"steps": 20, "clip": False}),
         ("ddim:20:spacing=trailing", "DDIM 20, trailing", {"steps": 20, "spacing": "trailing"}),
+        (
+            "ipndm:2:levels=14.6/2/0",
+            "iPNDM-4 2, levels 14.6/2",
+            {"sampler": "ipndm", "steps": 2, "levels": (14.6, 2.0)},
+        ),
     ],
 )
 def test_a_row_is_the_preset_with_what_is_said(word, title, changes) -> None:
@@ -97,6 +102,8 @@ def test_a_scale_is_named_where_the_model_has_one() -> None:
         ("ddim:10:scale=2:w=1", "scale and w: give one of them"),
         ("heun:10:eta=0.5", "eta: only the sampler ddim has this dial, not heun"),
         ("ddim:10:spacing=quad", 'allowed are even, .*did you mean "quadratic"'),
+        ("ddim:2:levels=1/2", 'levels "1/2": must be falling noise levels .*14.6/2/0.3'),
+        ("ddim:2:levels=2/1:spacing=even", "spacing and levels: give one of them"),
         ("ddim:10:clip=true", 'clip "true": allowed are yes, no'),
         ("ddim:10:process=lin", 'allowed are own, linear, cosine .did you mean "linear"'),
         ("ddim:10,ddim:10:eta=0", 'row "ddim:10:eta=0": the same settings as the row "ddim:10"'),

@@ -44,8 +44,8 @@ def compare(  # budget: table
         typer.Option(
             metavar="LIST",
             help="ddpm:1000,ddim:50,ddim:10:eta=0.5,dpmpp:10: NAME:STEPS and then eta=, scale=, "
-            "w=, spacing=, clip=, process=, interval=, rescale=, apg=, momentum=, threshold=, "
-            "classifier=SCALE, weak=yes",
+            "w=, spacing=, levels=14.6/2/0.3, clip=, process=, interval=, rescale=, apg=, "
+            "momentum=, threshold=, classifier=SCALE, weak=yes",
         ),
     ] = None,
     preset: Annotated[

@@ -60,6 +60,7 @@ def evaluate(  # budget: table
     spacing: Annotated[
         str | None, typer.Option(metavar="NAME", help="even, trailing, ...")
     ] = None,
+    levels: Annotated[str | None, options.LEVELS] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(parser=_REAL, metavar="S", help="1 = plain conditional")
     ] = None,
@@ -140,6 +141,7 @@ def evaluate(  # budget: table
     said = {"sampler": sampler, "steps": steps, "eta": eta, "spacing": spacing}
     said["guidance_scale"] = guidance_scale
     guidance.warn_far(guidance_scale)
+    said["levels"] = options.levels(levels)
     changes = {key: value for key, value in said.items() if value is not None}
     foreign = judged.is_images(model)
     idle = [*changes, *(k for k in ("seed", "batch_size") if options.said(context, k))]
@@ -209,7 +211,8 @@ def _costs(
     word = " and ".join(_flag(name) for name in asked)
     if judged.is_images(model):
         raise UsageError(f"{word}: {model} holds finished images; a likelihood is a model's")
-    sampled = ("sampler", "steps", "eta", "spacing", "guidance_scale", "inception", "precision")
+    sampled = ("sampler", "steps", "eta", "spacing", "levels", "guidance_scale")
+    sampled = (*sampled, "inception", "precision")
     alone = () if options.said(context, "protocol") else sampled
     for name in ("shard", "merge", *alone):
         if options.said(context, name):

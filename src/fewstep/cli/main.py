@@ -15,6 +15,7 @@ VERBS = {
     "demo": ("fewstep.cli.demo", "train on real digits, steer, sample, judge: one report"),
     "train": ("fewstep.cli.train", "train a model from a recipe or a folder, or continue a run"),
     "sample": ("fewstep.cli.sample", "make images with a model"),
+    "tune": ("fewstep.cli.tune", "find the sampler and grid of few steps for a model"),
     "evaluate": ("fewstep.cli.evaluate", "measure images under a stated protocol"),
     "compare": ("fewstep.cli.compare", "what steps cost: quality against steps against time"),
     "edit": (

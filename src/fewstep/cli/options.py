@@ -67,6 +67,24 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+LEVELS = typer.Option(
+    metavar="LIST", help="falling noise levels sigma / alpha in place of a spacing: 14.6,2,0.3"
+)
+
+
+def levels(word: str | None) -> tuple[float, ...] | None:
+    """Return the noise levels that --levels lists, or None where it is not given.
+
+    Raises:
+        UsageError: they do not fall to above 0.
+    """
+    if word is None:
+        return None
+    from fewstep.sampling import ratios  # here: it needs torch, and help must not
+
+    return ratios(f"--levels {word}", word)
+
+
 def steps(word: str) -> int:
     """Return a number of sampling steps."""
     from fewstep.sampling import MAX_STEPS  # here: it needs torch, and help must not

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, guidance, made, options
+from fewstep.cli import console, explained, guidance, made, options
 from fewstep.cli.told import Said, tell
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
@@ -93,7 +93,15 @@ def sample(  # budget: table
     classifier: Annotated[str | None, guidance.CLASSIFIER] = None,
     classifier_scale: Annotated[float | None, guidance.CLASSIFIER_SCALE] = None,
     weak: Annotated[str | None, guidance.WEAK] = None,
-    steps: Annotated[int | None, options.STEPS] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.steps,
+            metavar="N",
+            help="sampling steps; alone, they choose sampler and spacing: those of fewstep tune, "
+            "else those measured best",
+        ),
+    ] = None,
     sampler: Annotated[
         str | None, typer.Option(metavar="NAME", help="ddim, ddpm, ddpm-large, heun, dpmpp, ...")
     ] = None,
@@ -114,6 +122,7 @@ def sample(  # budget: table
         ),
     ] = None,
     spacing: Annotated[str | None, options.SPACING] = None,
+    levels: Annotated[str | None, options.LEVELS] = None,
     seed: Annotated[int, options.SEED] = 0,
     out: Annotated[
         str | None,
@@ -138,6 +147,9 @@ def sample(  # budget: table
     Without options, the model's own settings are used; images, seeds and settings are the same on
     every machine up to rounding.
     """
+    from fewstep.cli.resolve import find
+    from fewstep.train import engine
+
     guidance_scale = guidance.one_scale(guidance_scale, guidance_w)
     target = None if explain and out is None else _target(out)
     changes = {
@@ -145,6 +157,7 @@ def sample(  # budget: table
         "steps": steps,
         "spacing": spacing,
         "eta": eta,
+        "levels": options.levels(levels),
         "guidance_scale": guidance_scale,
         "each": each,
         "snr": snr,
@@ -156,9 +169,6 @@ def sample(  # budget: table
         "apg-momentum": apg_momentum,
         "threshold": threshold,
     }
-    from fewstep.cli.resolve import find
-    from fewstep.train import engine
-
     place = engine.pick_device(device)
     found = find(model)
     steer = guidance.steer(classifier, classifier_scale, weak, label)
@@ -169,7 +179,7 @@ def sample(  # budget: table
     wish = _wish(told, seed, scale)
     facts = _facts(found, preset, str(place), steer)
     if explain:
-        _explain(found, preset, facts, form, steer)
+        explained.show(found, preset, facts, form, steer)
     if explain and out is None:
         return
     engine.tune_cpu()
@@ -211,7 +221,11 @@ def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | Non
             raise UsageError(f"guidance scale {asked:g} without a {what}, or leave it out")
         guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
-    return sampling.changed(model.sampling, changes)
+    scale = changes.get("guidance_scale", model.sampling.guidance_scale)
+    chosen, why = sampling.for_steps(model, changes, guided=scale != 1)
+    if why:
+        console.note(why)
+    return sampling.changed(model.sampling, chosen)
 
 
 def _wish(told: "Told", seed: int, scale: int | None) -> Wish:
@@ -240,48 +254,6 @@ def _facts(
         "device": device.partition(":")[0],
         **({} if steer is None else steer.describe()),
     }
-
-
-def _explain(
-    found: "Found",
-    preset: "Sampling",
-    facts: dict[str, Any],
-    form: str,
-    steer: "Steer | Weak | None",
-) -> None:
-    """Print every time of the grid with its noise level, and what it costs."""
-    from fewstep import sampling
-    from fewstep.process import Tabulated
-    from fewstep.solvers import grids
-
-    process = found.model.denoiser.process
-    times = sampling.plan(found.model, preset, steer).times.tolist()
-    total = process.steps if isinstance(process, Tabulated) else 1000
-    strided = preset.spacing in grids.SPACINGS
-    rows = []
-    for t in times:
-        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        index = round(t * total) - 1 if strided and t > 0 else None
-        logsnr = float(process.logsnr(t)) if alpha > 0 and sigma > 0 else None
-        rows.append({"t": t, "index": index, "alpha": alpha, "sigma": sigma, "logsnr": logsnr})
-    if form == "json":
-        print(json.dumps({**facts, "times": rows}))
-        return
-    s = facts["sampling"]
-    print(
-        f"{found.name}: {s['sampler']}, {facts['steps']} steps, spacing {s['spacing']}, "
-        f"eta {s['eta']:g}, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
-        f"{guidance.stated(facts)}"
-    )
-    print("step       t  index   alpha   sigma   logsnr")
-    for i, row in enumerate(rows):
-        index = "-" if row["index"] is None else row["index"]
-        logsnr = "-" if row["logsnr"] is None else f"{row['logsnr']:.3f}"
-        print(
-            f"{i:>4} {row['t']:>7.4f} {index:>6} {row['alpha']:>7.4f} {row['sigma']:>7.4f} "
-            f"{logsnr:>8}"
-        )
-    print(f"network evaluations per image: {facts['nfe']}")
 
 
 def _draw(

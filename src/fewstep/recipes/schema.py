@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from fewstep import denoiser, sampling
-from fewstep.errors import suggest
+from fewstep.errors import UsageError, suggest
 from fewstep.labels import LABELS
 from fewstep.process import Cosine, from_description
 
@@ -96,6 +96,17 @@ def text(value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
         raise ValueError("must be text")
     return str(value)
+
+
+def _levels(value: Any) -> tuple[float, ...] | None:
+    """Check falling noise levels."""
+    if value is None or value in ("null", "none", "~"):
+        return None
+    words = value if isinstance(value, list | tuple) else [value]
+    try:
+        return sampling.ratios("", ",".join(map(str, words)))
+    except UsageError as e:
+        raise ValueError(str(e).removeprefix(": ")) from None
 
 
 def _process(value: Any) -> dict[str, Any]:
@@ -271,6 +282,7 @@ class Sampling(Section):
     snr: Annotated[
         float | str | None, BeforeValidator(auto(real(0, 1, open_low=True, none=True)))
     ] = None
+    levels: Annotated[tuple[float, ...] | None, BeforeValidator(_levels)] = None
 
 
 class Recipe(Section):

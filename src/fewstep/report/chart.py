@@ -219,10 +219,9 @@ def _family(line: Line, lines: Sequence[Line]) -> tuple[str, bool]:
     if s.get("process"):
         betas = s["process"].get("betas")
         parts.append(f"{betas} betas" if isinstance(betas, str) else s["process"]["name"])
-    varied = {k for k in ("spacing", "clip") if len({o.settings.get(k) for o in lines}) > 1}
-    if "spacing" in varied:
-        parts.append(f"{s.get('spacing')} steps")
-    if "clip" in varied and not s.get("clip"):
+    if len({_grid(o) for o in lines}) > 1:
+        parts.append(_grid(line))
+    if not s.get("clip") and any(o.settings.get("clip") for o in lines):
         parts.append("not clipped")
     scale, keys = s.get("guidance_scale", 1), ("sampler", "guidance_scale")
     alike = {o.nfe for o in lines if all(o.settings.get(k) == s.get(k) for k in keys)}
@@ -231,6 +230,13 @@ def _family(line: Line, lines: Sequence[Line]) -> tuple[str, bool]:
         parts.append("guidance scales" if sweep else f"scale {scale:g}")
     several = len({other.model for other in lines}) > 1
     return (f"{line.model}: " if several else "") + ", ".join(parts), sweep
+
+
+def _grid(line: Line) -> str:
+    """Return what a line's grid is called."""
+    return (
+        "listed levels" if line.settings.get("levels") else f"{line.settings.get('spacing')} steps"
+    )
 
 
 def _ddim(drawing: "Drawing", cells: table.Cells, figure: str, tall: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from fewstep.errors import UsageError, suggest
 from fewstep.model import Sampling
 from fewstep.process import Cosine, Process, Tabulated
-from fewstep.sampling import LANGEVIN, MAX_STEPS, SAMPLERS, SPACINGS, changed
+from fewstep.sampling import LANGEVIN, MAX_STEPS, SAMPLERS, SPACINGS, changed, ratios
 from fewstep.steer import DIALS, Steer, Weak, dial, dials
 
 TITLES: Mapping[str, str] = {
@@ -32,6 +32,7 @@ TITLES: Mapping[str, str] = {
     "unipc": "UniPC-3",
     "unipc2": "UniPC-2",
     "deis": "DEIS-3",
+    "deis-tab": "DEIS-tAB3",
     "ipndm": "iPNDM-4",
     "annealed-langevin": "annealed Langevin",
     "predictor-corrector": "predictor-corrector",
@@ -48,7 +49,8 @@ PROCESSES: Mapping[str, Callable[[], Process | None]] = {
 """Along which process to sample: the model's own, DDPM's linear betas or the cosine."""
 
 KEYS = (
-    "eta", "scale", "w", "spacing", "clip", "process", *DIALS, *LANGEVIN, "classifier", "weak",
+    "eta", "scale", "w", "spacing", "levels", "clip", "process", *DIALS, *LANGEVIN, "classifier",
+    "weak",
 )  # fmt: skip
 """What a row may change after NAME:STEPS."""
 
@@ -129,9 +131,9 @@ def parse(
 
     Args:
         text: NAME:STEPS[:KEY=VALUE...], rows apart by commas; the keys are `KEYS`: eta (of ddim),
-            scale (of guidance) or w = scale - 1, spacing, clip (yes or no), process (`PROCESSES`),
-            the dials of `steer.dial`, each and snr (of Langevin steps), classifier (its scale),
-            weak (yes or no).
+            scale (of guidance) or w = scale - 1, spacing, levels (14.6/2/0.3 in place of it, as
+            many as steps), clip (yes or no), process (`PROCESSES`), the dials of `steer.dial`,
+            each and snr (of Langevin steps), classifier (its scale), weak (yes or no).
         preset: the model's own settings, which hold for what is not said; eta is 0 for every
             sampler but ddim.
         classifier: what guides a row with classifier=SCALE.
@@ -271,7 +273,8 @@ def _row(word: str, preset: Sampling, classifier: Steer | None, weak: Weak | Non
             raise UsageError(f'{where}: key "{key}" is given twice')
         said[key] = value
     for one, other, hint in (
-        ("scale", "w", " (scale = w + 1)"), ("clip", "threshold", ""), ("classifier", "weak", ""),
+        ("scale", "w", " (scale = w + 1)"), ("clip", "threshold", ""), ("spacing", "levels", ""),
+        ("classifier", "weak", ""),
     ):  # fmt: skip
         if one in said and other in said:
             raise UsageError(f"{where}: {one} and {other}: give one of them{hint}")
@@ -310,6 +313,8 @@ def _value(where: str, key: str, value: str) -> dict[str, Any]:
         if not (value.isdecimal() and value.isascii() and 0 < len(value) < 6 and int(value)):
             raise UsageError(f'{where}: each "{value}": must be a whole number in 1..99999')
         return {key: int(value)}
+    if key == "levels":
+        return {key: ratios(f'{where}: {key} "{value}"', value, "/")}
     if key in ("eta", "scale", "w", "classifier", "snr"):
         try:
             number = float(value)
@@ -338,7 +343,9 @@ def _title(s: Sampling, process: str, preset: Sampling, steer: Steer | Weak | No
         parts.append(f"eta {_short(s.eta)}")
     if s.guidance_scale != 1 or preset.guidance_scale != 1:
         parts.append(f"scale {_short(s.guidance_scale)}")
-    if s.spacing != preset.spacing:
+    if s.levels is not None:
+        parts.append(f"levels {'/'.join(map(_short, s.levels))}")
+    elif s.spacing != preset.spacing or preset.levels is not None:
         parts.append(s.spacing)
     if s.clip != preset.clip:
         parts.append("clipped" if s.clip else "not clipped")

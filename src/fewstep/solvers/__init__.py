@@ -36,6 +36,7 @@ ALL: tuple[Solver, ...] = (
     UniPC(2),
     UniPC(3),
     DEIS(3),
+    DEIS(3, "t"),
     IPNDM(),
     PredictorCorrector(),
     PredictorCorrector(DDIM(), rule="level"),

@@ -8,6 +8,7 @@ and Bashforth, which belong to even steps, on any grid.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from fewstep import shapes
@@ -28,32 +29,38 @@ ADAMS = (
 )
 """Weights of the newest to the oldest prediction, for even steps."""
 
+_QUADRATURE = tuple(a.tolist() for a in np.polynomial.legendre.leggauss(16))
+
 
 @dataclass(frozen=True)
 class DEIS(Solver):
-    """Integrate the polynomial in ln r through the last predicted eps.
+    """Integrate the polynomial in ln r, or in t, through the last predicted eps.
 
         x_s / alpha_s = x_t / alpha_t + int_(r_t)^(r_s) P(ln r) dr
 
-    The polynomial could as well run in t, the paper's tAB: this one does not depend on what t
-    means, so that all processes make the same images. It starts with fewer predictions, and a
-    step that ends on clean data is of order 1.
+    In ln r it does not depend on what t means, so that all processes make the same images; in t
+    it is the paper's tAB, which is told apart in few steps only. It starts with fewer
+    predictions, and a step that ends on clean data is of order 1.
 
     Args:
         order: number of predictions, in 1..4; 1 is DDIM(0).
+        basis: "logsnr" for the polynomial in ln r = -logsnr / 2, "t" for that in t.
 
     Raises:
-        UsageError: another order.
+        UsageError: another order or basis.
 
     Source: Zhang and Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", 2023,
-        eq. 13-15 (arXiv 2204.13902), with ln r for t as in a widespread program.
+        eq. 13-15 (arXiv 2204.13902); with ln r for t as in a widespread program.
     """
 
     order: int = 3  # pyright: ignore[reportIncompatibleVariableOverride] -- a field here
+    basis: str = "logsnr"
     evals: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        """Check the order."""
+        """Check order and basis."""
+        if self.basis not in ("logsnr", "t"):
+            raise UsageError(f'DEIS with the basis "{self.basis}": allowed are logsnr and t')
         if self.order not in (1, 2, 3, 4):
             raise UsageError(f"DEIS of order {self.order}: allowed are 1, 2, 3 and 4")
 
@@ -74,10 +81,13 @@ class DEIS(Solver):
         out = p.at(like(alpha_s, x), like(sigma_s, x))
         if shapes.at_zero(sigma_s):
             return out, None
-        place = -half_logsnr(*levels)
+        start, end = -half_logsnr(*levels), -half_logsnr(alpha_s, sigma_s)
+        place = t if self.basis == "t" else start
         past = (carry or History()).then(Node(place, p.eps), self.order)
-        h = -half_logsnr(alpha_s, sigma_s) - place
-        return out + bend(past.nodes, sigma_s, moments(h, len(past.nodes) - 1)), past
+        powers = len(past.nodes) - 1
+        if self.basis == "t":
+            return out + bend(past.nodes, alpha_s, _in_t(process, t, start, end, powers)), past
+        return out + bend(past.nodes, sigma_s, moments(end - start, powers)), past
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""
@@ -145,6 +155,21 @@ class IPNDM(Solver):
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""
         _check(self, process, times)
+
+
+def _in_t(process: Process, t: Number, start: Number, end: Number, n: int) -> list[Number]:
+    """Return int (u - t)^k dr along ln r from start to end for k = 0 .. n, u the time at r.
+
+    By Gauss-Legendre quadrature, good to rounding for a process that is smooth.
+    """
+    out: list[Number] = [0.0] * (n + 1)
+    half = (end - start) / 2
+    for node, weight in zip(*_QUADRATURE, strict=True) if n else ():
+        place = start + half * (node + 1)
+        share = half * weight * shapes.exp(place)
+        away = process.time(-2 * place) - t
+        out = [total + share * away**k for k, total in enumerate(out)]
+    return out
 
 
 def _check(solver: Solver, process: Process, times: list[float]) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import CheckpointError, NumericError, UsageError
-from fewstep.model import Model, from_description
+from fewstep.model import Model, Sampling, from_description
 from fewstep.train import sealed
 from fewstep.train.sealed import STEP, Checkpoint, Part, aside, load, verify, write
 
@@ -37,11 +37,14 @@ __all__ = [
     "retain",
     "save_model",
     "sweep",
+    "tuned",
     "verify",
     "write",
 ]
 
 MODEL, WEIGHTS = "model.json", "weights.safetensors"
+TRAINING = ("train.safetensors", "state.json")
+"""What a checkpoint of a run has beside the model."""
 PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 """Endings of files that may run code when they are opened."""
 
@@ -68,6 +71,31 @@ def save_model(
 def model_parts(model: Model) -> dict[str, Part]:
     """Return the two files of a model."""
     return {MODEL: model.describe(), WEIGHTS: network(model).state_dict()}
+
+
+def tuned(directory: Path | str, found: Mapping[int, Sampling], target: Path | str) -> None:
+    """Write a model or a checkpoint with more presets by number of steps, all else byte by byte.
+
+    Args:
+        directory: where it lies.
+        found: the presets, added to those it has.
+        target: the same place, or a free one, where only the model goes.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UsageError: the target is taken by something else.
+        ResourceError: the disk refuses.
+    """
+    files = load(directory)
+    described = files.json(MODEL)
+    more = {str(n): sampling.plain() for n, sampling in sorted(found.items())}
+    parts: dict[str, Part] = {
+        name: files.raw(name)
+        for name in files.files
+        if name not in TRAINING or Path(target).resolve() == Path(directory).resolve()
+    }
+    parts[MODEL] = {**described, "tuned": {**described.get("tuned", {}), **more}}
+    write(target, parts, step=files.step)
 
 
 def load_model(directory: Path | str) -> Model:

@@ -38,8 +38,9 @@ FORMAT = 1
 """The format version that we write; `KNOWN` are those that we read."""
 KNOWN = (1,)
 
-Part = Mapping[str, Any] | str
-"""The content of one file: tensors (.safetensors), a JSON object (.json) or text."""
+Part = Mapping[str, Any] | str | bytes
+"""The content of one file: tensors (.safetensors), a JSON object (.json), text, or bytes as they
+are."""
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 _MINE: set[str] = set()  # staging names that this process is writing at the moment
@@ -124,8 +125,8 @@ def _encode(name: str, part: Part) -> bytes:
     """Return the bytes of one file."""
     if not _NAME.fullmatch(name) or name == MANIFEST:
         raise ValueError(f"checkpoint file name {name!r}: letters, digits, '_', '-', '.' only")
-    if isinstance(part, str):
-        return part.encode()
+    if isinstance(part, str | bytes):
+        return part if isinstance(part, bytes) else part.encode()
     if name.endswith(".safetensors"):
         return safetensors.torch.save(_plain(name, part))
     return _dump(name, part)
@@ -255,7 +256,7 @@ class Checkpoint:
 
     def json(self, name: str) -> dict[str, Any]:
         """Return a JSON file's object."""
-        return parse(self._read(name), self.path / name)
+        return parse(self.raw(name), self.path / name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return a safetensors file's tensors, on the CPU."""
@@ -266,7 +267,8 @@ class Checkpoint:
             kind = look(self.path / name)
             raise CheckpointError(f"{self.path / name}: not safetensors ({e}){kind}") from e
 
-    def _read(self, name: str) -> bytes:
+    def raw(self, name: str) -> bytes:
+        """Return a file as it is."""
         self._known(name)
         try:
             return (self.path / name).read_bytes()

@@ -23,10 +23,10 @@ from fewstep.denoiser import Told
 from fewstep.errors import CheckpointError, UsageError
 from fewstep.model import Model, from_description
 from fewstep.objectives import LossSecondMoment
-from fewstep.train.checkpoint import MODEL, WEIGHTS, Checkpoint, Part, fill, network
+from fewstep.train.checkpoint import MODEL, TRAINING, WEIGHTS, Checkpoint, Part, fill, network
 from fewstep.train.ema import EMA
 
-TRAIN, STATE = "train.safetensors", "state.json"
+TRAIN, STATE = TRAINING
 _T = TypeVar("_T", bound=Told)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -152,7 +152,7 @@ def identity(
     """Return what makes a run this run: network, process, data, objective and settings."""
     described = model.describe()
     run = {
-        "model": {k: v for k, v in described.items() if k not in ("about", "sampling")},
+        "model": {k: v for k, v in described.items() if k not in ("about", "sampling", "tuned")},
         "classes": list(images.classes),
         "data": images.fingerprint,
         "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(objective)),
