@@ -173,8 +173,8 @@ def test_labels_of_the_noise_level() -> None:
     [
         ({"betas": "lienar"}, 'betas "lienar".*did you mean "linear"'),
         ({"steps": 1}, "at least 2"),
-        ({"betas": (0.1, 1.0)}, r"beta\[1\] of the table is outside"),
-        ({"betas": (-0.1, 0.5)}, r"beta\[0\] of the table is outside"),
+        ({"betas": (0.1, 1.0)}, r"beta\[1\] = 1: must be above 0"),
+        ({"betas": (-0.1, 0.5)}, r"beta\[0\] = -0.1: must be above 0"),
         ({"betas": 5}, "betas 5: must be"),
         ({"betas": None}, "betas None: must be"),
         ({"betas": (0.1, "many")}, "betas .*: must be"),
