@@ -120,7 +120,8 @@ def save(rows: list[Row], said: dict[str, str | int | bool]) -> None:
     whole = json.dumps({"protocol": said, "rows": rows}, indent=1) + "\n"
     (RESULTS / "bench-cpu.json").write_text(whole)
     head, *body = table(rows)
-    rounds = ", ".join(f"{row['row']} {row['rounds']}" for row in rows if "rounds" in row)
+    counts = {row["row"]: row["rounds"] for row in rows if "rounds" in row}
+    rounds = ", ".join(f"{name} {n}" for name, n in counts.items())
     lines = [
         "# Speed on a CPU, beside other libraries",
         "",
