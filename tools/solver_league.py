@@ -45,9 +45,6 @@ JUDGED = 1000  # images of a Frechet distance
 TUNE = "fewstep tune"  # stands as a sampler
 LEADERS = 3  # samplers of a budget that are judged by it, beside ddim
 
-Measured = tuple[str, str, int, tuple[int, ...], int, tuple[str, ...]]
-"""Name, model, images, budgets, steps of the reference, and what is left out."""
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -59,11 +56,10 @@ class Subject:
         shape: of one sample.
         classes: how many are asked for in turn; 0 = none.
         n: samples an error is the mean of; sample i draws its noise from seed i.
-        budgets: evaluations that are measured.
         dtype: of the samples.
         fine: steps of the reference.
-        without: samplers and grids that are not measured.
         model: with the settings that the denoiser follows; None for the mixture.
+        far: grids on which more than 20 evaluations are measured.
     """
 
     name: str
@@ -71,11 +67,10 @@ class Subject:
     shape: tuple[int, ...]
     classes: int
     n: int
-    budgets: tuple[int, ...] = BUDGETS
     dtype: torch.dtype = torch.float32
     fine: int = FINE
-    without: tuple[str, ...] = ()
     model: Model | None = None
+    far: tuple[str, ...] = GRIDS
 
     def solved(self, times: Tensor, solver: solvers.Solver, n: int = 0) -> Tensor:
         """Return the samples that a solver makes, shape (n, *)."""
@@ -117,29 +112,28 @@ def subjects(run: Path | None) -> Iterator[Subject]:
     weights = torch.tensor([0.3, 0.45, 0.25], dtype=torch.float64)
     toy = Mixture(Cosine(), means, std, weights=weights)
     yield Subject("exact mixture", toy, (2,), 0, 1000, dtype=torch.float64, fine=4000)
-    models: list[Measured] = [("digits", "digits", 64, BUDGETS[:-1], FINE, ("euler",))]
+    models: list[tuple[str, str, int]] = [("digits", "digits", 64)]
     if run is not None:
-        slow = ("euler", "heun", "dpmpp3", "dpmpp3-legacy", "dpmpp-2s")
-        models.append(("mnist", str(run), 24, BUDGETS[:4], 100, (*slow, "karras", "logsnr")))
-        models.append(("mnist", str(run), 8, BUDGETS[4:6], 100, slow))
-    for name, word, n, budgets, fine, without in models:
+        models.append(("mnist", str(run), 24))
+    for name, word, n in models:
         model = find(word).model
         for scale in (model.sampling.guidance_scale, 1.0):
             settings = replace(model.sampling, guidance_scale=scale)
             told = replace(model, sampling=settings)
-            size = model.shape, len(model.classes), n, budgets, torch.float32, fine
             guided = steer.guided(model, settings)
-            yield Subject(f"{name}, scale {scale:g}", guided, *size, without, told)
+            size = model.shape, len(model.classes), n
+            far = GRIDS[:1] if name == "mnist" else GRIDS
+            yield Subject(f"{name}, scale {scale:g}", guided, *size, model=told, far=far)
 
 
 def measure(subject: Subject, cells: dict[str, Any]) -> None:
     """Add the errors of a subject that are not there yet."""
     wanted = [
         (f"{subject.name}/{s}/{g}/{budget}", s, g, budget)
-        for budget in subject.budgets
+        for budget in BUDGETS
         for s in SAMPLERS
-        for g in GRIDS
-        if not (s in subject.without or g in subject.without)
+        for g in (subject.far if budget > 20 else GRIDS)
+        if s != "euler" or subject.model is None
     ]
     wanted = [w for w in wanted if w[0] not in cells]
     total, spent, began = sum(w[3] for w in wanted), 0, time.monotonic()
@@ -159,7 +153,7 @@ def measure(subject: Subject, cells: dict[str, Any]) -> None:
 
 def tuned(subject: Subject, cells: dict[str, Any]) -> None:
     """Add what fewstep tune finds, from other noise than that of the errors."""
-    wanted = [b for b in subject.budgets if f"{subject.name}/{TUNE}/found/{b}" not in cells]
+    wanted = [b for b in BUDGETS if f"{subject.name}/{TUNE}/found/{b}" not in cells]
     if subject.model is None or not wanted:
         return
     exact = subject.exact()
@@ -185,7 +179,7 @@ def judge(subject: Subject, cells: dict[str, Any]) -> None:
     train, held_out = digits()
     extractor = metrics.classifier(train)
     real = extractor(torch.from_numpy(held_out.pixels)).vectors
-    for budget in (b for b in subject.budgets if b <= 15):
+    for budget in (b for b in BUDGETS if b <= 15):
         ranked = sorted(leaders(cells, subject.name, budget).items(), key=lambda kv: kv[1][0])
         names = dict.fromkeys([name for name, _ in ranked[:LEADERS]] + ["ddim"])
         for sampler in names:
@@ -334,25 +328,26 @@ python tools/solver_league.py runs/mnist
 ```
 
 Every solver starts from the same noise (sample i: seed i) on every grid and is compared with the
-end points of the same ODE, solved in 200 steps of DPM-Solver++(3M) (4,000 for the mixture, 100 for
-MNIST): root mean square over pixels in [-1, 1] and samples. Each entry is the least over the grids
-even, karras, logsnr and ays-sd15, with the grid's name. An evaluation is one call of the denoiser;
-a guided one asks the network twice. Models are sampled as their settings say (clipped, scale 2)
-and without guidance (scale 1), classes in turn: 64 digits of 8x8 (the shipped model), and of
-MNIST, for the hours that a CPU needs, 24 up to 10 evaluations, on even and ays-sd15 alone, and 8
-beyond. So few are ruled by the one or two that end as another digit: ways of MNIST within a third
-of each other are not told apart. The mixture is three Gaussians in the plane, 1,000 samples in
-float64. Euler is DDIM, as a law of the tests says, and measured on the mixture alone.
+end points of the same ODE, solved in 200 steps of DPM-Solver++(3M) (4,000 for the mixture): root
+mean square over pixels in [-1, 1] and samples. Each entry is the least over the grids even,
+karras, logsnr and ays-sd15, with the grid's name. An evaluation is one call of the denoiser; a
+guided one asks the network twice. Models are sampled as their settings say (clipped, scale 2) and
+without guidance (scale 1), classes in turn: 64 digits of 8x8 (the shipped model) and, for the hour
+that a CPU needs, 24 of MNIST, with 50 evaluations on even alone. So few are ruled by the one or
+two that end as another digit: ways of MNIST within a third of each other are not told apart. The
+mixture is three Gaussians in the plane, 1,000 samples in float64. Euler is DDIM, as a law of the
+tests says, and measured on the mixture alone; "-" is where no number of steps has so many
+evaluations.
 
 "fewstep tune" is the first of what that command finds, from the trajectories of 32 other images of
-digits, without ays-sd15 among the grids that it tries.
+digits.
 
 `fewstep sample --steps N` takes, where nothing else is said, the sampler and grid of least
 worst-case error over digits and MNIST (the error divided by the least of that model); samplers of
-two evaluations a step are left out there. Models are not measured beyond 20 evaluations; other
-numbers of steps take the nearest of those measured. The error to the ODE is what a solver can be
-blamed for; it is not the quality of the images, which Frechet distances judge: beyond 5
-evaluations those of the leaders differ less than they would between two sets of images.
+two evaluations a step are left out there. Other numbers of steps take the nearest of those
+measured. The error to the ODE is what a solver can be blamed for; it is not the quality of the
+images, which Frechet distances judge: beyond 5 evaluations those of the leaders differ less than
+they would between two sets of images.
 
 ![Error against evaluations, a line to each solver](solvers.svg)
 """

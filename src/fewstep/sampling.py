@@ -79,16 +79,18 @@ DEFAULTS: Mapping[bool, Mapping[int, tuple[str, str]]] = {
         6: ("deis-tab", "ays-sd15"),
         8: ("unipc2", "even"),
         10: ("unipc2", "even"),
-        15: ("deis", "karras"),
-        20: ("deis", "logsnr"),
+        15: ("unipc", "even"),
+        20: ("deis", "karras"),
+        50: ("deis-tab", "even"),
     },
     False: {
         5: ("ipndm", "ays-sd15"),
         6: ("deis", "ays-sd15"),
         8: ("unipc2", "even"),
         10: ("unipc2", "even"),
-        15: ("unipc", "logsnr"),
+        15: ("deis", "karras"),
         20: ("deis", "karras"),
+        50: ("unipc", "even"),
     },
 }
 """Sampler and spacing by evaluations a guided (True) or plain image is allowed, a guided one
