@@ -34,7 +34,7 @@ def test_the_table_is_that_of_the_stored_measurements() -> None:
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize(
-    ("steps", "budget"), [(3, 5), (5, 5), (7, 8), (9, 10), (13, 15), (50, 20)]
+    ("steps", "budget"), [(3, 5), (5, 5), (7, 8), (9, 10), (13, 15), (28, 20), (40, 50)]
 )
 def test_the_nearest_number_of_evaluations_decides(steps: int, budget: int, guided: bool) -> None:
     got, why = for_steps(toy(), {"steps": steps}, guided=guided)
