@@ -94,6 +94,12 @@ def test_what_does_not_stay_finite_names_its_step(solver):
         walk(Explodes(VP()), normal(2, 2).float(), times, solver, noise=torch.ones_like)
 
 
+def test_a_large_walk_keeps_the_sums_alone(monkeypatch):
+    monkeypatch.setattr("fewstep.solvers.sample._KEPT", 0)
+    with pytest.raises(NumericError, match="^step 2 of 6"):
+        walk(Explodes(VP()), normal(2, 2).float(), grids.logsnr(VP(), 6), DDIM())
+
+
 # ---------------------------------------------------------------- rows C7, C8, C9, C11
 @pytest.mark.parametrize(
     ("make", "said"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep import shapes
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
+from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver, check_finite
@@ -53,7 +54,7 @@ class Euler(Solver):
             return x + like(s - t, x) * _rate(denoiser, x, t, cond), None
         eps = denoiser(x, t, cond).eps
         ratio, dr = _line(denoiser, x, t, s)
-        return ratio * x + dr * eps, None
+        return scaled_sum(ratio, x, dr, eps), None
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
@@ -102,14 +103,14 @@ class Heun(Solver):
                 return denoiser(x, t, cond).eps
 
         slope = slope_at(x, t)
-        x_s = ratio * x + dr * slope
-        sigma_s = like(denoiser.process.sigma(s), x)
+        x_s = scaled_sum(ratio, x, dr, slope)
+        sigma_s = like(denoiser.process.levels(s)[1], x)
         if shapes.at_zero(sigma_s):
             return x_s, None
         both = (slope + slope_at(x_s, s)) / 2
         if isinstance(sigma_s, Tensor):  # of a batch of steps, some may end on clean data
             both = torch.where(sigma_s > 0, both, slope)
-        return ratio * x + dr * both, None
+        return scaled_sum(ratio, x, dr, both), None
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
@@ -118,9 +119,9 @@ class Heun(Solver):
 
 def _line(denoiser: Denoiser, x: Tensor, t: Number, s: Number) -> tuple[Number, Number]:
     """Return the factors of x_t and of the slope in x_s = (alpha_s / alpha_t) x_t + ... ."""
-    process = denoiser.process
-    ratio = shapes.divide(process.alpha(s), process.alpha(t))
-    return like(ratio, x), like(process.sigma(s) - ratio * process.sigma(t), x)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = (denoiser.process.levels(u) for u in (t, s))
+    ratio = shapes.divide(alpha_s, alpha_t)
+    return like(ratio, x), like(sigma_s - ratio * sigma_t, x)
 
 
 def _rate(denoiser: Denoiser, x: Tensor, t: Number, cond: Cond) -> Tensor:

@@ -167,10 +167,14 @@ def _walk(
         yield Step(i, total, t, s, x, watch.last[0])
 
 
+_KEPT = 1 << 24  # bytes
+
+
 class Finite:
     """Refuse a last batch that is not finite, naming the first step that was not.
 
-    The sum of each batch is kept where it is: an accelerator is waited for once, at the end.
+    The batches of a small walk are kept until its end, of a large one their sums: steps cost
+    nothing beside the network, and an accelerator is waited for once.
 
     Args:
         moves: (t, s) of every step.
@@ -178,7 +182,9 @@ class Finite:
 
     def __init__(self, moves: list[tuple[float, float]]) -> None:
         self._moves = moves
-        self._sums: list[Tensor] = []
+        self._left = len(moves)
+        self._seen: list[Tensor] = []
+        self._small = False
 
     def see(self, x: Tensor) -> None:
         """Take the batch after one more step.
@@ -189,10 +195,13 @@ class Finite:
         Raises:
             NumericError: this was the last step, and a value is not finite.
         """
-        self._sums.append(x.sum())
-        if len(self._sums) < len(self._moves) or x.is_meta or bool(x.isfinite().all()):
+        if not self._seen:
+            self._small = x.nbytes * self._left <= _KEPT
+        self._seen.append(x if self._small else x.sum())
+        self._left -= 1
+        if self._left or x.is_meta or bool(x.isfinite().all()):
             return
-        k = int(torch.stack(self._sums).isfinite().int().argmin())
+        k = [bool(seen.isfinite().all()) for seen in self._seen].index(False)
         t, s = self._moves[k]
         raise NumericError(
             f"step {k + 1} of {len(self._moves)}, from t = {t:g} to {s:g}: from here on the batch "
