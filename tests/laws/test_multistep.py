@@ -52,7 +52,7 @@ def test_the_bend_of_a_polynomial_is_its_integral() -> None:
     nodes = [Node(q, one * sum(v * (q + 0.4) ** k for k, v in enumerate(c))) for q in places]
     m = moments(h, 3)
     want = scale * sum(v * w for v, w in zip(c[1:], m[1:], strict=True))
-    assert float(bend(nodes, scale, m)) == pytest.approx(want, rel=1e-12)
+    assert float(bend(one - one, nodes, scale, m)) == pytest.approx(want, rel=1e-12)
 
 
 @pytest.mark.parametrize("p", [VP(), EDM()], ids=str)

@@ -19,7 +19,7 @@ from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver, check_finite
-from fewstep.solvers.exponential import History, Node, bend, half_logsnr, moments
+from fewstep.solvers.exponential import History, Node, add, bend, half_logsnr, moments
 
 ADAMS = (
     (1.0,),
@@ -86,8 +86,8 @@ class DEIS(Solver):
         past = (carry or History()).then(Node(place, p.eps), self.order)
         powers = len(past.nodes) - 1
         if self.basis == "t":
-            return out + bend(past.nodes, alpha_s, _in_t(process, t, start, end, powers)), past
-        return out + bend(past.nodes, sigma_s, moments(end - start, powers)), past
+            return bend(out, past.nodes, alpha_s, _in_t(process, t, start, end, powers)), past
+        return bend(out, past.nodes, sigma_s, moments(end - start, powers)), past
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""
@@ -144,13 +144,14 @@ class IPNDM(Solver):
         if shapes.at_zero(sigma_s):
             return alpha_s * p.x0, None
         past = (p.eps, *(carry or ()))[: self.p]
-        # of a batch of steps, some may end on clean data
-        clean = like(1.0 * (sigma_s == 0), x) if isinstance(sigma_s, Tensor) else 0.0
-        eps = p.eps
-        for weight, e in zip(ADAMS[len(past) - 1], past, strict=True):
-            eps = eps + (1.0 - clean) * weight * (e - p.eps)
+        weights: list[Number] = list(ADAMS[len(past) - 1])
+        if isinstance(sigma_s, Tensor):  # of a batch of steps, some may end on clean data
+            clean = (sigma_s == 0).to(sigma_s)
+            weights = [(1 - clean) * w + clean * (k == 0) for k, w in enumerate(weights)]
         ratio = alpha_s / alpha
-        return scaled_sum(like(ratio, x), x, like(sigma_s - ratio * sigma, x), eps), past
+        dr = sigma_s - ratio * sigma
+        out = scaled_sum(like(ratio, x), x, like(weights[0] * dr, x), p.eps)
+        return add(out, [w * dr for w in weights[1:]], past[1:]), past
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""

@@ -10,6 +10,7 @@ are one formula: the methods differ in the polynomial that stands for the predic
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,7 +48,8 @@ def moments(h: Number, n: int) -> list[Number]:
     """Return int_0^h e^(u - h) u^k du for k = 0 .. n.
 
     M_0 = 1 - e^-h and M_k = h^k - k M_(k-1), which cancels for short steps: below 1 the series
-    h^(k+1) sum_j (-h)^j k! / (k + j + 1)! is taken.
+    h^(k+1) sum_j (-h)^j k! / (k + j + 1)! is taken. Those of a float are remembered, as every
+    batch of a sampler asks for the same.
 
     Args:
         h: length of the step, a float or shape (B,), of either sign.
@@ -56,14 +58,23 @@ def moments(h: Number, n: int) -> list[Number]:
     Returns:
         n + 1 numbers in the form of h.
     """
-    short = h.abs() < 1 if isinstance(h, Tensor) else abs(h) < 1
-    long_way: list[Number] = [-shapes.expm1(-h)]
+    if not isinstance(h, Tensor):
+        return list(_moments(h, n))
+    pairs = zip(_recursion(h, n), _series(h, n), strict=True)
+    short = h.abs() < 1
+    return [torch.where(short, torch.as_tensor(b), torch.as_tensor(a)) for a, b in pairs]
+
+
+@lru_cache(maxsize=4096)
+def _moments(h: float, n: int) -> tuple[Number, ...]:
+    return tuple(_series(h, n) if abs(h) < 1 else _recursion(h, n))
+
+
+def _recursion(h: Number, n: int) -> list[Number]:
+    out: list[Number] = [-shapes.expm1(-h)]
     for k in range(1, n + 1):
-        long_way.append(h**k - k * long_way[-1])
-    if isinstance(short, Tensor):
-        pairs = zip(long_way, _series(h, n), strict=True)
-        return [torch.where(short, torch.as_tensor(b), torch.as_tensor(a)) for a, b in pairs]
-    return _series(h, n) if short else long_way
+        out.append(h**k - k * out[-1])
+    return out
 
 
 def _series(h: Number, n: int) -> list[Number]:
@@ -76,33 +87,59 @@ def _series(h: Number, n: int) -> list[Number]:
     return out
 
 
-def bend(nodes: Sequence[Node], scale: Number, weights: Sequence[Number]) -> Tensor | float:
-    """Return scale sum_k weights_k c_k, c the coefficients of the polynomial through the nodes.
+def bend(out: Tensor, nodes: Sequence[Node], scale: Number, weights: Sequence[Number]) -> Tensor:
+    """Add scale sum_k weights_k c_k, c the coefficients of the polynomial through the nodes.
 
     The polynomial is P(u) = c_0 + c_1 u + ... with u = 0 at the first node; c_0 is left out, as
     steps of order one are written apart. With weights = `moments` this is the exact integral
     of e^(u - h) (P(u) - P(0)).
 
     Args:
+        out: a step of order one, shape of the predictions; changed in place.
         nodes: different places; the last one may be pure noise (-inf) and then weighs nothing.
         scale: factor of the sum, a float or shape (B,).
         weights: what stands for u^k, at least one per node.
 
     Returns:
-        shape of the predictions, 0.0 for a single node.
+        out.
     """
-    total: Tensor | float = 0.0
+    places, used = [node.place for node in nodes], list(weights[: len(nodes)])
+    if any(isinstance(c, Tensor) for c in (scale, *places, *used)):
+        shares = _shares(places, scale, used)
+    else:
+        shares = _known_shares(tuple(places), scale, tuple(used))
+    return add(out, shares, [node.value for node in nodes])
+
+
+def add(out: Tensor, shares: Sequence[Number], values: Sequence[Tensor]) -> Tensor:
+    """Add each value times its share, a float or shape (B,), to out, in place; return out."""
+    for share, value in zip(shares, values, strict=True):
+        if isinstance(share, Tensor):
+            out.addcmul_(torch.as_tensor(like(share, value)), value)
+        else:
+            out.add_(value, alpha=share)
+    return out
+
+
+def _shares(places: Sequence[Number], scale: Number, weights: Sequence[Number]) -> list[Number]:
+    """Return the factor of each prediction in `bend`: divided differences, written out."""
+    n = len(places)
+    rows: list[list[Number]] = [[float(i == j) for j in range(n)] for i in range(n)]
+    out: list[Number] = [0.0] * n
     basis: list[Number] = [0.0, 1.0]  # coefficients of u, u (u - u_1), ...
-    differences = [node.value for node in nodes]
-    for k in range(1, len(nodes)):
-        differences = [
-            (b - a) * like(shapes.divide(1.0, nodes[i + k].place - nodes[i].place), a)
-            for i, (a, b) in enumerate(pairwise(differences))
+    for k in range(1, n):
+        inverse = [shapes.divide(1.0, places[i + k] - places[i]) for i in range(n - k)]
+        rows = [
+            [(b - a) * c for a, b in zip(*pair, strict=True)]
+            for pair, c in zip(pairwise(rows), inverse, strict=True)
         ]
         weight = scale * sum(b * w for b, w in zip(basis, weights, strict=False))
         if isinstance(weight, Tensor):  # of a batch of steps, some may end on clean data
             weight = weight.nan_to_num(0.0, 0.0, 0.0)
-        total = total + like(weight, differences[0]) * differences[0]
-        u = nodes[k].place - nodes[0].place
+        out = [total + weight * c for total, c in zip(out, rows[0], strict=True)]
+        u = places[k] - places[0]
         basis = [a - u * b for a, b in zip([0.0, *basis], [*basis, 0.0], strict=True)]
-    return total
+    return out
+
+
+_known_shares = lru_cache(maxsize=4096)(_shares)

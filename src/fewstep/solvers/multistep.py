@@ -94,10 +94,10 @@ class DPMSolverPP(Solver):
         nodes = past.nodes[:order]
         if len(nodes) == 2:
             h = lam_s - lam
-            out = out + bend(nodes, alpha_s, (0.0, -shapes.expm1(-h) * h / 2))
+            out = bend(out, nodes, alpha_s, (0.0, -shapes.expm1(-h) * h / 2))
         elif len(nodes) == 3:
             m = moments(lam_s - lam, 2)
-            out = out + bend(nodes, alpha_s, (0.0, m[1], m[2] / 2 if self.legacy else m[2]))
+            out = bend(out, nodes, alpha_s, (0.0, m[1], m[2] / 2 if self.legacy else m[2]))
         return out, past
 
     def check(self, process: Process, times: list[float]) -> None:

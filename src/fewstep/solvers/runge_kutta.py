@@ -52,9 +52,7 @@ class Euler(Solver):
         del carry, noise
         if self.variable == "t":
             return x + like(s - t, x) * _rate(denoiser, x, t, cond), None
-        eps = denoiser(x, t, cond).eps
-        ratio, dr = _line(denoiser, x, t, s)
-        return scaled_sum(ratio, x, dr, eps), None
+        return denoiser(x, t, cond).at(*denoiser.levels(x, s)), None
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
@@ -65,8 +63,10 @@ class Euler(Solver):
 class Heun(Solver):
     """Average the slopes at both ends of the tangent: second order, two evaluations.
 
-    A step that ends on clean data has no slope there and stays an Euler step, so that n steps
-    cost 2 n - 1 evaluations.
+        x' = x_t + (s - t) slope(x_t, t),   x_s = (x' + x_t + (s - t) slope(x', s)) / 2
+
+    in the coordinates of `Euler`, which makes x'. A step that ends on clean data has no slope
+    there and stays an Euler step, so that n steps cost 2 n - 1 evaluations.
 
     Args:
         variable: see `Euler`.
@@ -91,37 +91,23 @@ class Heun(Solver):
     ) -> tuple[Tensor, Any]:
         """Return x_s; see `Solver.step`."""
         del carry, noise
-        if self.variable == "t":
-            ratio, dr = 1.0, like(s - t, x)
-
-            def slope_at(x: Tensor, t: Number) -> Tensor:
-                return _rate(denoiser, x, t, cond)
-        else:
-            ratio, dr = _line(denoiser, x, t, s)
-
-            def slope_at(x: Tensor, t: Number) -> Tensor:
-                return denoiser(x, t, cond).eps
-
-        slope = slope_at(x, t)
-        x_s = scaled_sum(ratio, x, dr, slope)
-        sigma_s = like(denoiser.process.levels(s)[1], x)
+        tangent, _ = Euler(self.variable).step(denoiser, x, t, s, cond)
+        (alpha, sigma), (alpha_s, sigma_s) = denoiser.levels(x, t), denoiser.levels(x, s)
         if shapes.at_zero(sigma_s):
-            return x_s, None
-        both = (slope + slope_at(x_s, s)) / 2
+            return tangent, None
+        if self.variable == "t":
+            ratio, dr, slope = 1.0, like(s - t, x), _rate(denoiser, tangent, s, cond)
+        else:
+            ratio, slope = alpha_s / alpha, denoiser(tangent, s, cond).eps
+            dr = sigma_s - ratio * sigma
+        x_s = scaled_sum(1.0, scaled_sum(ratio / 2, x, 0.5, tangent), dr / 2, slope)
         if isinstance(sigma_s, Tensor):  # of a batch of steps, some may end on clean data
-            both = torch.where(sigma_s > 0, both, slope)
-        return scaled_sum(ratio, x, dr, both), None
+            x_s = torch.where(sigma_s > 0, x_s, tangent)
+        return x_s, None
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
         check_finite(self, process, times)
-
-
-def _line(denoiser: Denoiser, x: Tensor, t: Number, s: Number) -> tuple[Number, Number]:
-    """Return the factors of x_t and of the slope in x_s = (alpha_s / alpha_t) x_t + ... ."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = (denoiser.process.levels(u) for u in (t, s))
-    ratio = shapes.divide(alpha_s, alpha_t)
-    return like(ratio, x), like(sigma_s - ratio * sigma_t, x)
 
 
 def _rate(denoiser: Denoiser, x: Tensor, t: Number, cond: Cond) -> Tensor:

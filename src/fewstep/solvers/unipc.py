@@ -127,4 +127,4 @@ class UniPC(Solver):
         m = moments(h, len(nodes) - 1)
         if len(nodes) == 2:
             m[1] = (h if self.variant == "bh1" else m[0]) * h / 2
-        return out + bend(nodes, end[0], m)
+        return bend(out, nodes, end[0], m)
