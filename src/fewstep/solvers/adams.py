@@ -19,7 +19,7 @@ from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver, check_finite
-from fewstep.solvers.exponential import History, Node, add, bend, half_logsnr, moments
+from fewstep.solvers.exponential import History, Node, add, follow, half_logsnr, moments
 
 ADAMS = (
     (1.0,),
@@ -78,16 +78,19 @@ class DEIS(Solver):
         del noise
         p, process = denoiser(x, t, cond), denoiser.process
         levels, (alpha_s, sigma_s) = process.levels(t), process.levels(s)
-        out = p.at(like(alpha_s, x), like(sigma_s, x))
         if shapes.at_zero(sigma_s):
-            return out, None
+            return alpha_s * p.x0, None
         start, end = -half_logsnr(*levels), -half_logsnr(alpha_s, sigma_s)
         place = t if self.basis == "t" else start
         past = (carry or History()).then(Node(place, p.eps), self.order)
         powers = len(past.nodes) - 1
+        ratio = alpha_s / levels[0]
         if self.basis == "t":
-            return bend(out, past.nodes, alpha_s, _in_t(process, t, start, end, powers)), past
-        return bend(out, past.nodes, sigma_s, moments(end - start, powers)), past
+            scale, weights = alpha_s, _in_t(process, t, start, end, powers)
+        else:
+            scale, weights = sigma_s, moments(end - start, powers)
+        dr = sigma_s - ratio * levels[1]
+        return follow(ratio, x, dr, past.nodes, scale, weights), past
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""

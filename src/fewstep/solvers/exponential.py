@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fewstep import shapes
+from fewstep.prediction import scaled_sum
 from fewstep.shapes import Number, like
 
 
@@ -87,28 +88,41 @@ def _series(h: Number, n: int) -> list[Number]:
     return out
 
 
-def bend(out: Tensor, nodes: Sequence[Node], scale: Number, weights: Sequence[Number]) -> Tensor:
-    """Add scale sum_k weights_k c_k, c the coefficients of the polynomial through the nodes.
+def follow(
+    a: Number,
+    x: Tensor,
+    b: Number,
+    nodes: Sequence[Node],
+    scale: Number = 0.0,
+    weights: Sequence[Number] = (),
+) -> Tensor:
+    """Return a x + b P(0) + scale sum_(k > 0) weights_k c_k, P the polynomial through the nodes.
 
-    The polynomial is P(u) = c_0 + c_1 u + ... with u = 0 at the first node; c_0 is left out, as
-    steps of order one are written apart. With weights = `moments` this is the exact integral
-    of e^(u - h) (P(u) - P(0)).
+    P(u) = c_0 + c_1 u + ... has u = 0 at the first node, so that the first two terms are the step
+    of order one. With weights = `moments` the third is the exact integral of
+    e^(u - h) (P(u) - P(0)).
 
     Args:
-        out: a step of order one, shape of the predictions; changed in place.
+        a: factor of x, a float or shape (B,).
+        x: shape (B, *).
+        b: factor of the first prediction, a float or shape (B,).
         nodes: different places; the last one may be pure noise (-inf) and then weighs nothing.
         scale: factor of the sum, a float or shape (B,).
-        weights: what stands for u^k, at least one per node.
+        weights: what stands for u^k, at least one per node where there are two nodes or more.
 
     Returns:
-        out.
+        shape (B, *).
     """
+    values = [node.value for node in nodes]
+    if len(nodes) == 1:
+        return scaled_sum(like(a, x), x, like(b, x), values[0])
     places, used = [node.place for node in nodes], list(weights[: len(nodes)])
     if any(isinstance(c, Tensor) for c in (scale, *places, *used)):
         shares = _shares(places, scale, used)
     else:
         shares = _known_shares(tuple(places), scale, tuple(used))
-    return add(out, shares, [node.value for node in nodes])
+    out = scaled_sum(like(a, x), x, like(b + shares[0], x), values[0])
+    return add(out, shares[1:], values[1:])
 
 
 def add(out: Tensor, shares: Sequence[Number], values: Sequence[Tensor]) -> Tensor:
@@ -122,7 +136,7 @@ def add(out: Tensor, shares: Sequence[Number], values: Sequence[Tensor]) -> Tens
 
 
 def _shares(places: Sequence[Number], scale: Number, weights: Sequence[Number]) -> list[Number]:
-    """Return the factor of each prediction in `bend`: divided differences, written out."""
+    """Return the factor of each prediction in that sum: divided differences, written out."""
     n = len(places)
     rows: list[list[Number]] = [[float(i == j) for j in range(n)] for i in range(n)]
     out: list[Number] = [0.0] * n

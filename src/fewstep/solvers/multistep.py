@@ -19,7 +19,7 @@ from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver
-from fewstep.solvers.exponential import History, Node, bend, half_logsnr, moments
+from fewstep.solvers.exponential import History, Node, follow, half_logsnr, moments
 
 SHORT = 15
 """Grids of fewer steps end with steps of lower order, where the number of steps is given."""
@@ -86,19 +86,19 @@ class DPMSolverPP(Solver):
         shrink = sigma_s / sigma_t
         lam, lam_s = half_logsnr(alpha_t, sigma_t), half_logsnr(alpha_s, sigma_s)
         weight = alpha_s - shrink * alpha_t
-        out = scaled_sum(like(shrink, x), x, like(weight, x), x0)
         past = (carry or History()).then(Node(lam, x0), self.order)
         order = self.order
         if self.steps < SHORT:
             order = lowered(order, past, self.steps)
         nodes = past.nodes[:order]
+        h = lam_s - lam
+        weights: tuple[Number, ...] = ()
         if len(nodes) == 2:
-            h = lam_s - lam
-            out = bend(out, nodes, alpha_s, (0.0, -shapes.expm1(-h) * h / 2))
+            weights = 0.0, -shapes.expm1(-h) * h / 2
         elif len(nodes) == 3:
-            m = moments(lam_s - lam, 2)
-            out = bend(out, nodes, alpha_s, (0.0, m[1], m[2] / 2 if self.legacy else m[2]))
-        return out, past
+            m = moments(h, 2)
+            weights = 0.0, m[1], m[2] / 2 if self.legacy else m[2]
+        return follow(shrink, x, weight, nodes, alpha_s, weights), past
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid starts on clean data, where log-SNR is infinite."""

@@ -23,7 +23,7 @@ from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.noise import PerImage, image_seeds
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen would cost a microsecond in every step
 class Step:
     """One step of a sampler, just done.
 
@@ -52,9 +52,12 @@ class _Watch(Denoiser):
         self.inner, self.process, self.null = (denoiser,), denoiser.process, denoiser.null
         self.last: list[Prediction] = []
 
-    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
-        self.last[:] = (self.inner[0](x_t, t, cond),)
-        return self.last[0]
+    def __call__(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        p = self.inner[0](x_t, t, cond)
+        self.last[:] = (p,)
+        return p
+
+    forward = __call__
 
 
 class _Count(Denoiser):

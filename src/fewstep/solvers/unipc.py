@@ -10,11 +10,10 @@ from fewstep import shapes
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
-from fewstep.prediction import scaled_sum
 from fewstep.process import Process
-from fewstep.shapes import Number, like
+from fewstep.shapes import Number
 from fewstep.solvers.base import Noise, Solver
-from fewstep.solvers.exponential import History, Node, bend, half_logsnr, moments
+from fewstep.solvers.exponential import History, Node, follow, half_logsnr, moments
 from fewstep.solvers.multistep import check_start, lowered
 
 
@@ -120,11 +119,10 @@ class UniPC(Solver):
         """
         shrink = end[1] / start[1]
         weight = end[0] - shrink * start[0]
-        out = scaled_sum(like(shrink, x), x, like(weight, x), nodes[0].value)
         h = half_logsnr(*end) - nodes[0].place
         if len(nodes) == 1 or (not isinstance(h, Tensor) and math.isinf(h)):
-            return out
+            return follow(shrink, x, weight, nodes[:1])
         m = moments(h, len(nodes) - 1)
         if len(nodes) == 2:
             m[1] = (h if self.variant == "bh1" else m[0]) * h / 2
-        return bend(out, nodes, end[0], m)
+        return follow(shrink, x, weight, nodes, end[0], m)
