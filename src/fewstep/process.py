@@ -12,6 +12,7 @@ that visit the same log-SNRs make the same samples; DDPM's alpha-bar is `alpha**
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -247,23 +248,21 @@ class EDM(Process):
 class Tabulated(Process):
     """Follow the table of discrete DDPM: alpha^2 = cumprod(1 - beta) at t = i / T, i = 1..T.
 
-    t = 0 is clean. Between the entries the angle atan(sigma / alpha) is interpolated, which is
-    finite at both ends, so that solvers may ask for any t. The table is float64.
+    t = 0 is clean. Between the float64 entries the angle atan(sigma / alpha) is interpolated,
+    which is finite at both ends, so that solvers may ask for any t.
 
     Args:
         betas: "linear" (1e-4..0.02 at T = 1000, scaled by 1000 / T), "cosine" (squared cosine
             with offset 0.008, clipped at 0.999) or the T numbers themselves, each in (0, 1).
         steps: T, a whole number >= 2; ignored and replaced when the numbers are given.
-        zero_terminal_snr: shift and scale sqrt(alpha-bar) so that t = 1 is pure noise. Such a
-            model must not predict eps.
+        zero_terminal_snr: shift and scale sqrt(alpha-bar) so that t = 1 is pure noise (no eps).
 
     Raises:
         UsageError: an unknown name, or a value that is not as said above.
 
-    Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, section 4 (arXiv
-        2006.11239); Nichol and Dhariwal, 2021, eq. 17 (arXiv 2102.09672); Lin et al., "Common
-        Diffusion Noise Schedules and Sample Steps are Flawed", 2023, algorithm 1 (arXiv
-        2305.08891).
+    Source: Ho et al., 2020, section 4 (arXiv 2006.11239); Nichol and Dhariwal, 2021, eq. 17 (arXiv
+        2102.09672); Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed",
+        2023, algorithm 1 (arXiv 2305.08891).
     """
 
     betas: str | tuple[float, ...] = "linear"
@@ -286,22 +285,21 @@ class Tabulated(Process):
             raise UsageError(f"steps {self.steps!r}: must be a whole number, at least 2")
         if not isinstance(self.zero_terminal_snr, bool):
             raise UsageError(f"zero_terminal_snr {self.zero_terminal_snr!r}: must be a bool")
+        least = "; linear needs at least 21 steps" if self.betas == "linear" else ""
         for i, beta in ((i, b) for i, b in enumerate(_betas(self)) if not 0 < b < 1):
-            least = "; linear needs at least 21 steps" if self.betas == "linear" else ""
             raise UsageError(f"beta[{i}] = {beta:g}: must be above 0 and below 1{least}")
 
     @property
     def alpha_bar(self) -> Tensor:
-        """Return the table alpha-bar of DDPM, shape (T,), float64, entry i is t = (i + 1) / T."""
+        """Return DDPM's table alpha-bar, shape (T,), float64, entry i is t = (i + 1) / T."""
         return _roots(self) ** 2
 
     @property
     def beta(self) -> Tensor:
         """Return the betas that belong to `alpha_bar`, shape (T,), float64."""
-        if not self.zero_terminal_snr:
-            return torch.tensor(_betas(self), dtype=torch.float64)
         bar = self.alpha_bar
-        return 1 - bar / torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+        own = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
+        return own if self.zero_terminal_snr else torch.tensor(_betas(self), dtype=own.dtype)
 
     def _phi(self, t: Number) -> Number:
         if isinstance(t, Tensor):
@@ -327,7 +325,7 @@ class Tabulated(Process):
 
     @cached_property
     def _angle_list(self) -> list[float]:
-        return _angles(self).tolist()  # kept here: a look-up by value hashes the betas each time
+        return _angles(self).tolist()  # kept: a look-up by value hashes the betas
 
     def alpha(self, t: Number) -> Number:
         """Return cos(phi): sqrt(alpha-bar) at the entries of the table."""
@@ -340,11 +338,13 @@ class Tabulated(Process):
     def time(self, logsnr: Number) -> Number:
         """Invert the interpolated table."""
         phi = shapes.atan2(shapes.exp(-logsnr / 2), shapes.ones(logsnr))
-        table = self._table(phi.device if isinstance(phi, Tensor) else torch.device("cpu"))
-        p = torch.as_tensor(phi, dtype=table.dtype, device=table.device)
+        if not isinstance(phi, Tensor):
+            k = min(max(bisect_left(self._angle_list, phi) - 1, 0), self.steps - 1)
+            low, high = self._angle_list[k : k + 2]
+            return (k + (phi - low) / (high - low)) / self.steps
+        table, p = self._table(phi.device), phi.to(self._table(phi.device).dtype)
         i = (torch.searchsorted(table, p.contiguous()) - 1).clamp(0, self.steps - 1)
-        t = (i + (p - table[i]) / (table[i + 1] - table[i])) / self.steps
-        return t.to(logsnr) if isinstance(logsnr, Tensor) else float(t)
+        return ((i + (p - table[i]) / (table[i + 1] - table[i])) / self.steps).to(phi)
 
 
 @lru_cache(maxsize=64)

@@ -320,8 +320,8 @@ def for_steps(
 ) -> tuple[dict[str, Any], str]:
     """Return changes with sampler and grid for a number of steps, where that alone is said.
 
-    A preset that `tune` found for so many steps comes first. Else, for a number that is not the
-    preset's, it is the best of `DEFAULTS` at the nearest number (by ratio). Nothing is taken for
+    A preset that `tune` found for so many steps comes first, guided for guided sampling. Else, for
+    another number than the preset's, it is the best of `DEFAULTS` at the nearest. Nothing is for
     fewer than 3 steps, far from all that was measured; for a preset that draws noise; for models
     that were made for few steps and follow no ODE, which are consistency models and presets of
     fewer than `FEW` steps; and for processes on which the solver cannot start.
@@ -337,11 +337,14 @@ def for_steps(
     steps, own = asked.get("steps"), model.sampling
     if steps is None or {"sampler", "spacing", "levels", "eta"} & asked.keys():
         return dict(asked), ""
-    if (found := model.tuned.get(steps)) is not None:
+    found = model.tuned.get(steps)
+    if found is not None and (found.guidance_scale not in (0, 1)) == guided:
         places = {"levels": found.levels} if found.levels else {"spacing": found.spacing}
         where = "noise levels" if found.levels else f"the spacing {found.spacing}, both"
         why = f"sampler {found.sampler} on {where} found for this model by fewstep tune"
-        return {**asked, "sampler": found.sampler, **places}, f"{steps} steps: {why}"
+        why += f" at guidance scale {found.guidance_scale:g}"
+        own_way = {"sampler": found.sampler, "eta": found.eta, **places}
+        return {**asked, **own_way}, f"{steps} steps: {why}"
     solver = SAMPLERS[own.sampler](own.eta, own.steps) if own.sampler in SAMPLERS else None
     consistent = isinstance(model.denoiser, NetDenoiser) and model.denoiser.param is CONSISTENCY
     made_for_few = consistent or own.steps < FEW

@@ -136,15 +136,18 @@ class Course:
         lists = dict.fromkeys(tuple(self.levels[i] for i in way) for way in found)
         own: list[dict[str, Any]] = [{"levels": x} for x in lists]
         own += [{"levels": None, "spacing": name} for name in SPACINGS]
-        base = replace(self.preset, steps=steps, eta=0.0)
+        base = replace(self.preset, steps=steps, eta=0.0, each=None, snr=None)
         return [replace(base, sampler=name, **grid) for name in SOLVERS for grid in own]
 
     def error(self, way: Sampling, n: int | None = None) -> float:
         """Return the error of one way on the first n images, infinite where it cannot be gone."""
         try:
             plan, many = sampling.plan(self.model, way), n or len(self.noise)
-        except UsageError:  # levels beyond the process, a solver that cannot start where they do
-            return math.inf
+            return math.sqrt(self._square(plan, many))
+        except (UsageError, NumericError):
+            return math.inf  # levels beyond the process, no start where they do, or no end
+
+    def _square(self, plan: sampling.Plan, many: int) -> float:
         start, total = plan.denoiser.process.prior_std(float(plan.times[0])), 0.0
         for ids in torch.arange(many).split(max(1, _VALUES // self.noise[0].numel())):
             x = start * self.noise[ids]
@@ -154,7 +157,7 @@ class Course:
             ):
                 x = step.x
             total += float((x - self.ends[ids]).double().square().mean()) * len(ids) / many
-        return math.sqrt(total) if math.isfinite(total) else math.inf
+        return total
 
     def tried(self, steps: int, tick: Tick | None = None) -> list[Tried]:
         """Return the ways that were tried on all images, best first.
@@ -163,6 +166,7 @@ class Course:
 
         Raises:
             UsageError: as `ways`.
+            NumericError: no way ends in finite images.
         """
         ways, few = self.ways(steps), min(_FIRST, len(self.noise))
         rounds = -(-len(self.noise) // few)  # what one of the last costs
@@ -176,7 +180,12 @@ class Course:
             last.append(Tried(way, self.error(way)))
             for _ in range(rounds):
                 done()
-        return sorted(last, key=lambda t: t.error)
+        last.sort(key=lambda t: t.error)
+        if math.isinf(last[0].error):
+            raise NumericError(
+                f"{steps} steps: no solver ends in finite images; lower the guidance scale"
+            )
+        return last
 
 
 def _each(tick: Tick | None, total: int) -> Callable[[], None]:

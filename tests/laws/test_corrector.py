@@ -11,7 +11,7 @@ from fewstep.errors import UsageError
 from fewstep.exact import Gaussian, Mixture
 from fewstep.langevin import annealed, epsilon_of, ladder, score_of, step_sizes
 from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
-from fewstep.solvers import DDIM, DDPM, Noise, PredictorCorrector, grids, nfe, sample
+from fewstep.solvers import DDIM, DDPM, Noise, PredictorCorrector, UniPC, grids, nfe, sample
 from laws.cases import counted, generator, largest, mixture, normal, walk
 
 P = VE(0.1, 20.0)
@@ -144,6 +144,7 @@ def test_bad_settings_are_refused():
         lambda: PredictorCorrector(snr=1.0),
         lambda: PredictorCorrector(snr=float("nan")),
         lambda: PredictorCorrector(rule="ald"),
+        lambda: PredictorCorrector(UniPC(2)),  # would undo the Langevin steps
     ):
         with pytest.raises(UsageError):
             make()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fewstep.errors import UsageError
 from fewstep.exact import Gaussian
 from fewstep.process import EDM, VP, Cosine, Process
 from fewstep.solvers import Euler, Heun, Solver
@@ -34,6 +35,16 @@ def test_where_t_is_the_ratio_nothing_changes(kind: type[Euler] | type[Heun]) ->
     assert (
         largest(walk(mixture(p), x, times, kind("t")), walk(mixture(p), x, times, kind())) < 1e-12
     )
+
+
+@pytest.mark.parametrize("kind", [Euler, Heun])
+def test_what_is_refused(kind: type[Euler] | type[Heun]) -> None:
+    """Another word; encoding from clean data, where dx/dt may be infinite."""
+    with pytest.raises(UsageError, match='variable "time": allowed are ratio and t'):
+        kind("time")  # pyright: ignore[reportArgumentType] -- on purpose
+    with pytest.raises(UsageError, match="may be infinite on clean data"):
+        kind("t").check(VP(), [0.0, 0.5])
+    kind().check(VP(), [0.0, 0.5])
 
 
 @pytest.mark.parametrize("solver", [Euler("t"), Heun("t")], ids=str)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep import process, shapes
-from fewstep.process import Process, Tabulated
+from fewstep import process, shapes, solvers
+from fewstep.process import Cosine, Process, Tabulated
 from fewstep.reverse import posterior
 from fewstep.solvers import grids
-from laws.cases import PROCESSES, largest
+from laws.cases import PROCESSES, largest, mixture
 
 TIMES = torch.linspace(0.001, 0.999, 257, dtype=torch.float64)
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
@@ -179,3 +179,16 @@ def test_a_coefficient_that_broadcasts_already_is_cast_and_checked() -> None:
     for shape, batch in (((2, 1), x), ((3,), torch.zeros(2)), ((3, 3), x)):
         with pytest.raises(ValueError, match="does not fit a batch"):
             shapes.like(torch.ones(shape), batch)
+
+
+@pytest.mark.parametrize("p", [Cosine(0.0), Tabulated(zero_terminal_snr=True)], ids=str)
+def test_there_is_no_negative_signal_in_single_precision(p: Process) -> None:
+    """float32 rounds pi / 2 up: alpha, log-SNR and a solver's step from there stay finite."""
+    t, s = torch.ones(3), torch.full((3,), 0.8)
+    assert float(p.alpha(t)[0]) == pytest.approx(float(p.alpha(1.0)), rel=1e-6)
+    assert bool(torch.as_tensor(p.logsnr(t)).isfinite().all())
+    for solver in (solvers.DPMSolverPP(3), solvers.UniPC(3)):
+        x = torch.ones(3, 2)
+        y, carry = solver.step(mixture(p), x, t, s)
+        y, _ = solver.step(mixture(p), y, s, s - 0.3, carry=carry)
+        assert bool(y.isfinite().all())

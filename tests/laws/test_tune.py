@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fewstep import sampling
 from fewstep.denoiser import NetDenoiser, V
-from fewstep.errors import UsageError
+from fewstep.errors import NumericError, UsageError
 from fewstep.exact import DataSet
 from fewstep.model import Model, Sampling
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.process import EDM, VE, VP, Cosine, Process, Tabulated
-from fewstep.solvers import DDIM, grids, levels
+from fewstep.solvers import DDIM, IPNDM, grids, levels
 from fewstep.tune import SOLVERS, SPACINGS, Course, costs, nodes, shortest
 from laws.cases import generator, largest, mixture, normal, truth, walk
 
@@ -158,6 +158,25 @@ def test_what_cannot_be_gone_is_not_taken() -> None:
     course = Course.of(replace(toy(), denoiser=blind), Sampling(clip=False), n=4)
     assert math.isinf(course.error(Sampling("ipndm", 4, clip=False)))
     assert math.isfinite(course.tried(4)[0].error)
+
+
+def test_the_settings_of_langevin_steps_are_left_behind() -> None:
+    """Other samplers would refuse them."""
+    langevin = Sampling("predictor-corrector", 9, clip=False, each=2, snr=0.1)
+    best = Course.of(toy(), langevin, n=4).tried(4)[0]
+    assert math.isfinite(best.error)
+    assert (best.sampling.each, best.sampling.snr) == (None, None)
+
+
+def test_what_diverges_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One solver that ends in no finite images is passed over; if all do, it is said."""
+    course, step = Course.of(toy(), Sampling(clip=False), n=4), IPNDM.step
+    monkeypatch.setattr(IPNDM, "step", lambda *a, **k: (step(*a, **k)[0] * math.nan, None))
+    assert math.isinf(course.error(Sampling("ipndm", 4, clip=False)))
+    assert math.isfinite(course.tried(4)[0].error)
+    monkeypatch.setattr(Course, "error", lambda *_: math.inf)
+    with pytest.raises(NumericError, match="4 steps: no solver ends in finite images"):
+        course.tried(4)
 
 
 def test_what_is_refused() -> None:

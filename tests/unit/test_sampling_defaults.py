@@ -68,11 +68,12 @@ def test_what_is_said_or_preset_stays(asked: dict[str, Any]) -> None:
 def test_a_tuned_preset_goes_first() -> None:
     model = toy(tuned={4: TUNED, 20: replace(TUNED, levels=None, spacing="karras")})
     got, why = for_steps(model, {"steps": 4, "guidance_scale": 1.5}, guided=True)
-    want = {"steps": 4, "guidance_scale": 1.5, "sampler": "unipc", "levels": TUNED.levels}
-    assert got == want
-    assert "fewstep tune" in why
+    own = {"sampler": "unipc", "eta": 0.0}
+    assert got == {"steps": 4, "guidance_scale": 1.5, "levels": TUNED.levels, **own}
+    assert "fewstep tune at guidance scale 3" in why
     got, _ = for_steps(model, {"steps": 20}, guided=True)
-    assert got == {"steps": 20, "sampler": "unipc", "spacing": "karras"}
+    assert got == {"steps": 20, "spacing": "karras", **own}
+    assert "fewstep tune" not in for_steps(model, {"steps": 4}, guided=False)[1]
 
 
 def test_presets_of_another_kind_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ and Bashforth, which belong to even steps, on any grid.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -164,8 +165,15 @@ class IPNDM(Solver):
 def _in_t(process: Process, t: Number, start: Number, end: Number, n: int) -> list[Number]:
     """Return int (u - t)^k dr along ln r from start to end for k = 0 .. n, u the time at r.
 
-    By Gauss-Legendre quadrature, good to rounding for a process that is smooth.
+    By Gauss-Legendre quadrature, good to rounding for a process that is smooth. Those of floats
+    are remembered, as every batch of a sampler asks for the same.
     """
+    if isinstance(t, Tensor):
+        return _quadrature(process, t, start, end, n)
+    return _known_in_t(process, t, start, end, n)
+
+
+def _quadrature(process: Process, t: Number, start: Number, end: Number, n: int) -> list[Number]:
     out: list[Number] = [0.0] * (n + 1)
     half = (end - start) / 2
     for node, weight in zip(*_QUADRATURE, strict=True) if n else ():
@@ -174,6 +182,9 @@ def _in_t(process: Process, t: Number, start: Number, end: Number, n: int) -> li
         away = process.time(-2 * place) - t
         out = [total + share * away**k for k, total in enumerate(out)]
     return out
+
+
+_known_in_t = lru_cache(maxsize=4096)(_quadrature)
 
 
 def _check(solver: Solver, process: Process, times: list[float]) -> None:

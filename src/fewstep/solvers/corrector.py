@@ -26,6 +26,7 @@ from fewstep.process import Process
 from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver, check_finite, draw
 from fewstep.solvers.ddim import DDPM
+from fewstep.solvers.unipc import UniPC
 
 RULES = ("level", "norm")
 REVERSE_DIFFUSION = DDPM("large")
@@ -44,8 +45,9 @@ class PredictorCorrector(Solver):
     one above as they are.
 
     Args:
-        predictor: any solver, or None. `DDPM("large")` is reverse diffusion, score_sde's for
-            `VE`, `DDPM("small")` its ancestral sampling; `DDIM()` takes fewer levels.
+        predictor: any solver but a correcting `UniPC`, or None. `DDPM("large")` is reverse
+            diffusion, score_sde's for `VE`, `DDPM("small")` its ancestral sampling;
+            `DDIM()` takes fewer levels.
         each: Langevin steps at a level, >= 1; 1 of score_sde, T of NCSN.
         snr: of score_sde, in (0, 1): 0.16 (norm), 0.176 (level, NCSNv2's 6.2e-6), 0.316 (NCSN).
         rule: "level", rho = 2 snr^2 ("ald" in score_sde, and NCSN's), or "norm",
@@ -78,6 +80,11 @@ class PredictorCorrector(Solver):
             raise UsageError(
                 f"each {self.each}, snr {self.snr:g}: needs at least 1 Langevin step at a level "
                 "and an snr between 0 and 1, from which on they diverge"
+            )
+        if isinstance(self.predictor, UniPC) and self.predictor.corrector:
+            raise UsageError(
+                f"{self.predictor} as predictor: its corrector would undo the Langevin steps; use "
+                "UniPC(corrector=False)"
             )
         if self.rule not in RULES:
             raise UsageError(f'rule "{self.rule}": allowed are {" and ".join(RULES)}')

@@ -138,7 +138,7 @@ class DPMSolverPP2S(Solver):
         if isinstance(middle, Tensor):  # of a batch of steps, some may end on clean data
             whole = middle.isfinite()
             m = torch.where(whole, torch.as_tensor(process.time(2 * middle)), torch.as_tensor(t))
-        elif math.isinf(middle):
+        elif not math.isfinite(middle):
             return p.at(alpha_s, sigma_s), None
         else:
             whole, m = None, process.time(2 * middle)

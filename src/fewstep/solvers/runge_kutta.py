@@ -7,7 +7,7 @@ these coordinates step dx/dt in the time t of their process; with `variable="t"`
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep import shapes
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
+from fewstep.errors import UsageError
 from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
@@ -38,6 +39,10 @@ class Euler(Solver):
 
     variable: Variable = "ratio"
 
+    def __post_init__(self) -> None:
+        """Check the word."""
+        _known(self.variable)
+
     def step(
         self,
         denoiser: Denoiser,
@@ -56,7 +61,7 @@ class Euler(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
-        check_finite(self, process, times)
+        _check(self, process, times)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,10 @@ class Heun(Solver):
 
     order: ClassVar[int] = 2
     evals: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        """Check the word."""
+        _known(self.variable)
 
     def step(
         self,
@@ -107,7 +116,22 @@ class Heun(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
-        check_finite(self, process, times)
+        _check(self, process, times)
+
+
+def _known(variable: str) -> None:
+    if variable not in get_args(Variable):
+        raise UsageError(f'variable "{variable}": allowed are {" and ".join(get_args(Variable))}')
+
+
+def _check(solver: Euler | Heun, process: Process, times: list[float]) -> None:
+    """Refuse pure noise, and in t clean data as the start: sigma' may be infinite there."""
+    check_finite(solver, process, times)
+    if solver.variable == "t" and process.sigma(times[0]) == 0:
+        raise UsageError(
+            f"{solver} from t = {times[0]:g}: dx/dt may be infinite on clean data; start the grid "
+            'later, or use variable="ratio"'
+        )
 
 
 def _rate(denoiser: Denoiser, x: Tensor, t: Number, cond: Cond) -> Tensor:

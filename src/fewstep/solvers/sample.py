@@ -61,7 +61,7 @@ class _Watch(Denoiser):
 
 
 class _Count(Denoiser):
-    """Add up what the calls of a solver would cost, without calling any network."""
+    """Add up what the calls of a solver would cost, without calling the denoiser's network."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
