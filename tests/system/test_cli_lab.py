@@ -130,9 +130,22 @@ def test_the_exit_code_is_the_verdict(folder, monkeypatch, capsys, got, code) ->
         assert "error" not in answer[2]
 
 
+def test_a_page_that_is_there_stays(folder, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(laboratory, "parts", lambda *_: made_up(1.15))
+    Path("lab.html").write_text("mine")
+    for name in ("lab-2.html", "lab-3.html"):
+        answer = call(capsys, "lab", "--data", "grid")
+        assert f"page: {name}\n" in answer[1]
+        assert "variance" in Path(name).read_text("utf-8")
+    assert Path("lab.html").read_text() == "mine"
+    assert call(capsys, "lab", "--data", "grid", "-o", "lab.html")[0] == 0
+    assert Path("lab.html").read_text("utf-8") != "mine"
+
+
 def test_bad_places_are_refused_before_any_work(folder, capsys) -> None:
     refused(call(capsys, "lab", "-o", "x.csv"), 2, "x.csv", "must end in .html")
     refused(call(capsys, "lab", "-o", "none/x.html"), 2, "none/x.html", "folder that exists")
+    refused(call(capsys, "lab", "-o", ""), 2, "-o", "must end in .html")
     Path("is.html").mkdir()
     refused(call(capsys, "lab", "-o", "is.html"), 2, "is.html", "must be a file")
     refused(call(capsys, "lab", "--format", "xml"), 2, "xml", "json")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli import judged, options
+from fewstep.cli import judged, made, options
 from fewstep.cli.console import command, note, result
 from fewstep.errors import UsageError
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 app = options.app()
 
+_OUT = typer.Option(
+    "--out", "-o", metavar="FILE.html", help="the page; by default a new lab.html beside you"
+)
+
 
 @app.command()
 def lab(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.html", help="the page")] = Path(
-        "lab.html"
-    ),
+    out: Annotated[Path | None, _OUT] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -73,22 +75,25 @@ def lab(
     }
     other = "swiss-roll" if data == "moons" else "moons"
     hint = command("lab", "--data", other, "-o", f"{other}.html")
-    record.text(out, pages.page(f"fewstep lab: {Path(data).name}", found, facts, [hint]))
+    file = out or made.free("lab", suffix=".html")
+    record.text(file, pages.page(f"fewstep lab: {Path(data).name}", found, facts, [hint]))
     numbers = [(part, n) for part in found for n in part.numbers]
     failed = [n for _, n in numbers if not n.reproduced]
     if form == "json":
-        _print_json(out, data, seed, numbers)
+        _print_json(file, data, seed, numbers)
     else:
         _print(found)
-        result(f"page: {out}")
+        result(f"page: {file}")
         result(f"next: {hint}")
     if failed:
         note(f"fewstep: error: not reproduced: {'; '.join(pages.said(n) for n in failed)}")
     return 1 if failed else 0
 
 
-def _check_place(out: Path) -> None:
+def _check_place(out: Path | None) -> None:
     """Refuse a place for the page before any work is done."""
+    if out is None:
+        return
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"-o {out}: must end in .html")
     if out.is_dir() or not out.absolute().parent.is_dir():
