@@ -78,6 +78,9 @@ def test_a_walk_between_seeds_ends_at_the_images_of_sample(capsys):
         assert call(capsys, *words, *same, "-n", "1", "-o", "s.png")[0] == 0
         assert np.abs(np.asarray(Image.open("s.png")).astype(int) - end).max() <= 1
     assert (row[4] != row[0]).any()
+    words = ("edit", "interpolate", "digits", "2", "9", "-n", "2", "--steps", "2", "-o", "w.png")
+    told = json.loads(call(capsys, *words, "--format", "json")[1])
+    assert (told["between"], told["steps"], told["file"]) == (["2", "9"], 2, "w.png")
 
 
 def test_new_files_are_named_by_what_they_are(capsys, folder):
@@ -101,7 +104,9 @@ def test_new_files_are_named_by_what_they_are(capsys, folder):
         (("encode", "digits", "3.png", "--spacing", "odd"), 2, "allowed are"),
         (("encode", "digits", "3.png", "-o", "a.jpg"), 2, ".png"),
         (("encode", "digits", "3.png", "-o", "no/a.png"), 2, "no such folder"),
+        (("encode", "digits", "3.png", "-o", "3.png"), 2, "-o 3.png: is the input 3.png"),
         (("interpolate", "digits", "3.png"), 2, "missing"),
+        (("interpolate", "digits", "1", "7.png", "-o", "7.png"), 2, "-o 7.png: is the input"),
         (("interpolate", "digits", "1", "2", "-n", "1"), 2, "2..1000"),
         (("interpolate", "digits", "1", str(2**64)), 2, "2^64"),
         (("interpolate", "digits", "1", "3.png", "--guidance-scale", "2"), 2, "without guidance"),

@@ -1,6 +1,7 @@
 """`fewstep edit inpaint`, `colorize`, `superres`, `stroke`: real files in, what is known kept."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fewstep.report.picture import read_settings
 from fewstep.train import checkpoint
 from system.cli_runs import call, process, refused
 
+IN = ("inpaint", "digits", "3.png", "--mask", "mask.png")
 WEIGHTS = np.array([0.2989, 0.5870, 0.1140])
 
 
@@ -153,6 +155,38 @@ def test_a_sketch_is_returned_at_0_and_forgotten_at_1(capsys):
     assert 0 < far(ends["0.2"]) < 0.7 * far(ends["1"])
 
 
+def test_a_strip_that_is_there_stays(capsys, folder):
+    shutil.copy("7.png", "x-strip.png")
+    words = ("edit", "stroke", "digits", "x-strip.png", "--steps", "2", "-o", "x.png")
+    code, out, _ = call(capsys, *words)
+    assert (code, "before and after: x-strip-2.png" in out) == (0, True)
+    assert call(capsys, *words)[0] == 0  # a result that is named is made anew
+    assert (folder / "x-strip.png").read_bytes() == (folder / "7.png").read_bytes()
+    names = {"x.png", "x-strip.png", "x-strip-2.png", "x-strip-3.png"}
+    assert {path.name for path in folder.glob("x*")} == names
+
+
+def test_what_is_said_is_what_was_walked(capsys):
+    words = ("edit", "stroke", "digits", "3.png", "--steps", "10", "-n", "2", "-o", "x.png")
+    code, out, _ = call(capsys, *words, "--strength", "0.3", "--seed", 2**64 - 1)
+    inside = read_settings(Path("x.png"))
+    assert (code, inside["steps"], inside["sampling"]["steps"]) == (0, inside["nfe"], 10)
+    assert 1 < inside["steps"] < 10
+    assert f"ddim {inside['steps']} steps of" in out
+    assert f"seeds {2**64 - 1}..0" in out
+
+
+def test_every_file_is_read_once(capsys):
+    words = ("edit", "inpaint", "digits", "photo.jpg", "3.png", "photo.jpg", "--mask", "white.png")
+    Image.fromarray(np.full((9, 9), 255, np.uint8)).save("white.png")
+    code, _, err = call(capsys, *words, "--steps", "2", "-o", "x.png")
+    assert (code, err.count("white.png: 9x9"), err.count("white.png: all")) == (0, 1, 1)
+    assert err.count("photo.jpg: 16x12") == 1
+    walk = ("edit", "interpolate", "digits", "photo.jpg", "photo.jpg", "--label", "1,2,3")
+    code, _, err = call(capsys, *walk, "--steps", "4", "-n", "2", "-o", "y.png")
+    assert (code, err.count("photo.jpg: 16x12")) == (0, 1)
+
+
 def test_new_files_are_named_by_what_they_are(capsys, folder):
     for name in ("digits-stroke-3-and-1", "digits-stroke-3-and-1-2"):
         assert call(capsys, "edit", "stroke", "digits", "3.png", "7.png", "--steps", "2")[0] == 0
@@ -166,7 +200,18 @@ def test_new_files_are_named_by_what_they_are(capsys, folder):
         (("inpaint", "digits", "3.png"), 2, "--mask is missing"),
         (("inpaint", "digits", "3.png", "--mask", "no.png"), 2, "no.png: no such file"),
         (("inpaint", "digits", "no.png", "--mask", "mask.png"), 2, "no.png: no such file"),
-        (("inpaint", "digits", "text.png", "--mask", "mask.png"), 3, "text.png not an image"),
+        (("inpaint", "digits", "text.png", "--mask", "mask.png"), 3, "text.png: not an image"),
+        (("stroke", "digits", "text.png"), 3, "give a whole image file: PNG, JPEG, WebP"),
+        (("stroke", "digits", "part.png"), 3, "part.png: truncated at byte 60; give a whole"),
+        (("stroke", "digits", "a.png"), 2, "a.png: a folder; give an image file: PNG"),
+        (("stroke", "digits", "3.png", "-o", "a.png"), 2, "a folder; must be a file that ends"),
+        (("stroke", "digits", "3.png", "-o", ""), 2, ".png"),
+        (("stroke", "digits", "7.png", "3.png", "-o", "3.png"), 2, "-o 3.png: is the input"),
+        (("stroke", "digits", "3.png", "-o", "./link.png"), 2, "is the input 3.png, which is"),
+        (("stroke", "digits", "link.png", "-o", "3.png"), 2, "is the input link.png"),
+        (("inpaint", "digits", "3.png", "--mask", "mask.png", "-o", "mask.png"), 2, "the input"),
+        (("inpaint", "digits", "3.png", "--mask", "mask.png", "--jump", "3"), 2, "needs --repeat"),
+        ((*IN, "--steps", "4", "--repeat", "2", "--jump", "4"), 2, "4 steps have parts of 1..3"),
         (("inpaint", "digits", "3.png", "--mask", "mask.png", "--repeat", "0"), 2, "1..1000"),
         (("inpaint", "digits", "3.png", "--mask", "mask.png", "--eta", "9"), 2, "largest legal"),
         (("inpaint", "digits", "3.png", "--mask", "mask.png", "--eta", "-1"), 2, "eta -1"),
@@ -181,13 +226,18 @@ def test_new_files_are_named_by_what_they_are(capsys, folder):
         (("stroke", "digits", "3.png", "--label", "3,7"), 2, "2 classes for 1 images"),
         (("stroke", "digits", "3.png", "--label", "x"), 2, "allowed are"),
         (("stroke", "digits", "3.png", "-n", "0"), 2, "1..1000"),
-        (("stroke", "digits", "3.png", "--steps", "0"), 2, "--steps 0"),
+        (("stroke", "digits", "3.png", "--steps", "0"), 2, "see fewstep edit stroke --help"),
         (("stroke", "digits", "3.png", "--seed", "-1"), 2, "2^64-1"),
         (("stroke", "nothing", "3.png"), 4, "nothing"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(capsys, folder, words, code, named):
     (folder / "text.png").write_text("not an image")
+    (folder / "part.png").write_bytes((folder / "3.png").read_bytes()[:60])
+    (folder / "a.png").mkdir()
+    (folder / "link.png").symlink_to("3.png")
     before = sorted(folder.iterdir())
+    images = {path: path.read_bytes() for path in before if path.is_file()}
     refused(call(capsys, "edit", *words), code, named)
     assert sorted(folder.iterdir()) == before
+    assert all(path.read_bytes() == image for path, image in images.items())

@@ -126,7 +126,9 @@ def _explain(error: Exception, verb: str) -> tuple[str, int]:
     if hasattr(error, "format_message"):  # typer's own: option unknown, missing, misread
         from fewstep.cli.options import explain
 
-        return f"{explain(error)}; see fewstep {verb} --help", USAGE
+        context = getattr(error, "ctx", None)
+        where = f"fewstep {verb}" if context is None else context.command_path
+        return f"{explain(error)}; see {where} --help", USAGE
     if kind == "Abort":
         return "interrupted", INTERRUPTED
     if isinstance(error, MemoryError) or _out_of_memory(error):

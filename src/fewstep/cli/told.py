@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fewstep.conditions import Caption, Cond
     from fewstep.model import Model
 
+_FILES = "PNG, JPEG, WebP, BMP or GIF"
 _WHITE = 128  # a mask is black or white; this is the border
 
 
@@ -280,7 +281,7 @@ def read_image(path: Path, channels: int, *size: int | None, told: bool = True) 
     try:
         pixels = decode(_content(path), Target(channels, height, width, "stretch"))
     except Unreadable as error:
-        raise DataError(f"{path} {error}") from None
+        raise _unfit(path, error) from None
     if told and own != (width, height):
         console.note(f"{path}: {own[0]}x{own[1]}, stretched to {width}x{height}")
     return _floats(pixels[None])
@@ -297,7 +298,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         own = header(_content(path))
     except Unreadable as error:
-        raise DataError(f"{path} {error}") from None
+        raise _unfit(path, error) from None
     return own.width, own.height
 
 
@@ -305,8 +306,15 @@ def _content(path: Path) -> bytes:
     """Return the bytes of a file."""
     path = path.expanduser()
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; give an image")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {what}; give an image file: {_FILES}")
     return path.read_bytes()
+
+
+def _unfit(path: Path, reason: Exception) -> DataError:
+    """Return what to raise for a file that is no image, or a damaged one."""
+    advice = "" if "allowed" in str(reason) else f"; give a whole image file: {_FILES}"
+    return DataError(f"{path}: {reason}{advice}")
 
 
 def _floats(pixels: "NDArray[np.uint8]") -> "Tensor":

@@ -5,8 +5,9 @@ What was measured of an image stays as it is: pixels, luminance or means of bloc
 SEED + i. Beside the results a strip shows each image, what was kept of it, and what was made.
 """
 
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from fewstep.cli import guidance, options
 from fewstep.cli.edit.task import Completion, Given, Redrawing, Task, run
 from fewstep.cli.edit.way import OUT, Way
 from fewstep.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGES = typer.Argument(metavar="IMAGE...", help="image files, fitted to the model's size")
 LABEL = typer.Option(
@@ -25,7 +29,9 @@ REPEAT = typer.Option(
     metavar="R",
     help="walks of each part of the way: 10 fits better",
 )
-JUMP = typer.Option(parser=options.whole(1, 10_000), metavar="J", help="steps of a part")
+JUMP = typer.Option(
+    parser=options.whole(1, 10_000), metavar="J", help="steps of a part of --repeat"
+)
 
 
 def inpaint(  # budget: table
@@ -50,16 +56,22 @@ def inpaint(  # budget: table
 ) -> None:
     """Paint the white part of a mask anew; the other pixels stay, to the last bit."""
 
+    @cache
+    def black(*size: int) -> "Tensor":
+        from fewstep.cli.told import read_mask
+
+        return read_mask(mask, *size)
+
     def given(how: Way, path: Path) -> Given:
-        from fewstep.cli.told import read_image, read_mask
+        from fewstep.cli.told import read_image
         from fewstep.edit import Pixels
 
         image = read_image(path, *how.found.model.shape).to(how.place)
-        known = Pixels(read_mask(mask, *how.found.model.shape[1:]).to(how.place))
+        known = Pixels(black(*how.found.model.shape[1:]).to(how.place))
         return Given([image, known(image)], image, known, {"mask": mask.name})
 
     changes = _changes(guidance_scale, steps, spacing, eta)
-    task = Task(images, label, number, seed, changes, out, scale, device, form)
+    task = Task(images, label, number, seed, changes, out, scale, device, form, mask)
     run("inpaint", model, task, given, Completion(repeat, jump))
 
 

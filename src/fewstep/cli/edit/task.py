@@ -43,6 +43,7 @@ class Task:
         scale: whole factor of enlargement, None = by size.
         device: its name.
         form: of what is printed.
+        mask: a file that is read beside the images, or None.
     """
 
     images: list[Path]
@@ -54,6 +55,7 @@ class Task:
     scale: int | None
     device: str
     form: str
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,31 @@ class Completion:
     repeat: int
     jump: int
 
+    def check(self, how: Way) -> None:
+        """Refuse a jump that changes nothing.
+
+        Raises:
+            UsageError: parts that are walked once, or are longer than the way.
+        """
+        if self.jump > 1 and self.repeat == 1:
+            raise UsageError(
+                f"--jump {self.jump}: needs --repeat above 1, walks of each part; give --repeat "
+                "10, or leave it out"
+            )
+        most = max(1, self.steps(how) - self._clean(how))
+        if self.jump > most:
+            raise UsageError(
+                f"--jump {self.jump}: {self.steps(how)} steps have parts of 1..{most} (the step "
+                "to clean data is not repeated); give more --steps or a smaller one"
+            )
+
+    def steps(self, how: Way) -> int:
+        """Return the steps of the grid."""
+        return len(how.plan.times) - 1
+
     def moves(self, how: Way) -> list[tuple[float, float]]:
         """Return the moves (from, to) of the walk."""
-        process, times = how.plan.denoiser.process, how.plan.times.tolist()
-        return self._repeat().path(times, clean=float(process.sigma(times[-1])) == 0)
+        return self._repeat().path(how.plan.times.tolist(), clean=self._clean(how))
 
     def walk(
         self, how: Way, given: Given, n: int, noise: "Noise", cond: "Cond"
@@ -100,6 +123,10 @@ class Completion:
         assert measure is not None
         repeat = self._repeat()
         return complete(p.denoiser, y, measure, p.times, noise, cond, p.solver, repeat)
+
+    def _clean(self, how: Way) -> bool:
+        """Return whether the last step ends at clean data."""
+        return float(how.plan.denoiser.process.sigma(float(how.plan.times[-1]))) == 0
 
     def _repeat(self) -> "Repeat":
         from fewstep.edit import Repeat
@@ -116,6 +143,13 @@ class Redrawing:
     """
 
     strength: float
+
+    def check(self, how: Way) -> None:
+        """Take any way."""
+
+    def steps(self, how: Way) -> int:
+        """Return the steps that are walked."""
+        return len(self.moves(how))
 
     def moves(self, how: Way) -> list[tuple[float, float]]:
         """Return the moves (from, to) of the walk."""
@@ -157,7 +191,8 @@ def run(
     """
     import torch
 
-    found, target = way.begin(model, task.out)
+    inputs = [*task.images, *([] if task.mask is None else [task.mask])]
+    found, target = way.begin(model, task.out, inputs)
     scale = way.scale_of(found, task.label, task.changes["guidance_scale"])
     how = way.plan(found, {**task.changes, "guidance_scale": scale}, task.device)
     rows = way.rows(found, task.label)
@@ -166,14 +201,17 @@ def run(
             f"--label: {len(rows)} classes for {len(task.images)} images; give one, or one of each"
         )
     rows = rows * len(task.images) if len(rows) == 1 else rows
-    given = [read(how, path) for path in task.images]
+    method.check(how)
+    once = {path: read(how, path) for path in dict.fromkeys(task.images)}
+    given = [once[path] for path in task.images]
     results = _results(verb, how, task, list(zip(given, rows, strict=True)), method)
     name = f"{found.name}-{verb}-{task.images[0].stem}"
     file = target or made.free(name if len(given) == 1 else f"{name}-and-{len(given) - 1}", STRIP)
-    strip = file.with_stem(file.stem + STRIP)
+    strip = made.free(f"{file.with_suffix('')}{STRIP}")
     facts = {
         "edit": verb,
         **how.facts,
+        "steps": method.steps(how),
         "nfe": _cost(how, method),
         **asdict(method),
         "seed": task.seed,
@@ -250,15 +288,17 @@ def _kept(given: Given, results: "Tensor") -> dict[str, float]:
 
 def _report(where: str, facts: dict[str, Any], n: int) -> None:
     """Print what was made, and warn where rounding and clipping changed what was known."""
+    from fewstep.solvers import image_seeds
+
     kept = max((image.get("kept_to", 0.0) for image in facts["images"]), default=0.0)
     if kept > _FAR:
         console.warn(
             f"what was known is off by up to {kept:.1f} grey levels: numbers beyond black and "
             "white were cut off; another --seed, more --steps or --repeat may help"
         )
-    settings, first = facts["sampling"], facts["seed"]
+    settings, seeds = facts["sampling"], image_seeds(facts["seed"], n)
     console.result(
         f"{where}: {n} images, ddim {facts['steps']} steps of eta {settings['eta']:g}, "
         f"{facts['nfe']} network evaluations each, guidance scale "
-        f"{settings['guidance_scale']:g}, seeds {first}..{first + n - 1}"
+        f"{settings['guidance_scale']:g}, seeds {seeds[0]}..{seeds[-1]}"
     )

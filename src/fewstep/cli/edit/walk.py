@@ -43,10 +43,12 @@ def encode(  # budget: table
     """Encode an image into the noise that DDIM makes it from, and decode it again.
 
     The PNG shows the image, the decoded one and their difference (grey where they are equal).
+    The last step of the grid, to clean data, cannot be inverted and is left out: with it, as in
+    fewstep sample, the noise ends a little elsewhere (at 20 steps, by 3 grey levels on average).
     """
     import torch
 
-    found, target = way.begin(model, out)
+    found, target = way.begin(model, out, [image])
     how = _way(found, {"steps": steps, "spacing": spacing}, device, exact=True)
     row, *more = way.rows(found, None if label is None else [label])
     if more:
@@ -66,7 +68,7 @@ def encode(  # budget: table
     facts = {**how.facts, "image": image.name, **told}
     way.save(torch.cat([x, back, error]), 3, file, scale, facts)
     if form == "json":
-        print(json.dumps({**how.facts, **told, "file": str(file)}))
+        print(json.dumps({**facts, "file": str(file)}))
         return
     console.result(
         f"{file}: {how.facts['steps']} steps, {code.iterations} network evaluations; round trip: "
@@ -96,18 +98,22 @@ def interpolate(  # budget: table
     out: Annotated[str | None, OUT] = None,
     scale: Annotated[int | None, options.SCALE] = None,
     device: Annotated[str, options.DEVICE] = "auto",
+    form: Annotated[str, options.FORMAT] = "human",
 ) -> None:
     """Walk between the noises of two images, along the great circle.
 
-    Images of the same seed and settings are those of fewstep sample.
+    From seed to seed, the ends are the images of fewstep sample --sampler ddim --eta 0 with the
+    same settings. With an image at either end, the last step of the grid, to clean data, is left
+    out, as in encode.
     """
     import torch
 
     from fewstep.edit import decode, frames
 
-    found, target = way.begin(model, out)
-    seeds = [_seed(word) for word in (a, b)]
-    exact = None in seeds
+    seeds = {word: _seed(word) for word in (a, b)}
+    files = [Path(word) for word, seed in seeds.items() if seed is None]
+    found, target = way.begin(model, out, files)
+    exact = bool(files)
     if exact and guidance_scale not in (None, 1):
         raise UsageError(
             f"--guidance-scale {guidance_scale:g}: an image is encoded without guidance; leave "
@@ -120,19 +126,24 @@ def interpolate(  # budget: table
     }
     how = _way(found, changes, device, exact=exact)
     rows = way.rows(found, label)
+    ends = {w: _read(how, Path(w)) if seed is None else seed for w, seed in seeds.items()}
     done: list[Tensor] = []
     for row in rows:
-        first, last = (_end(how, w, k, row) for w, k in zip((a, b), seeds, strict=True))
+        first, last = (_end(how, ends[word], row) for word in (a, b))
         for some in frames(first, last, number).split(made.at_once(found.model.shape)):
             cond = None if row[1] is None else row[1].expand(len(some))
             done.append(decode(how.plan.denoiser, some, how.plan.times, cond))
     x = torch.cat(done)
     names = [row[0] for row in rows]
     file = target or made.free(f"{found.name}-interpolate-{Path(a).stem}-{Path(b).stem}")
-    ends = [Path(w).name for w in (a, b)]
-    way.save(x, number, file, scale, {**how.facts, "between": ends, "labels": names})
+    between = [Path(word).name for word in (a, b)]
+    facts = {**how.facts, "between": between, "labels": names}
+    way.save(x, number, file, scale, facts)
+    if form == "json":
+        print(json.dumps({**facts, "file": str(file)}))
+        return
     console.result(
-        f"{file}: {len(names)} x {number} images between {ends[0]} and {ends[1]}, ddim "
+        f"{file}: {len(names)} x {number} images between {between[0]} and {between[1]}, ddim "
         f"{how.facts['steps']} steps, guidance scale {how.facts['sampling']['guidance_scale']:g}"
     )
 
@@ -156,15 +167,15 @@ def _seed(word: str) -> int | None:
     return options.seed(number) if number.lstrip("-").isdecimal() else None
 
 
-def _end(how: Way, word: str, seed: int | None, row: Row) -> "Tensor":
-    """Return the noise at one end of the walk, shape (C, H, W)."""
+def _end(how: Way, end: "int | Tensor", row: Row) -> "Tensor":
+    """Return the noise at one end of the walk, a seed or an image, shape (C, H, W)."""
     import torch
 
     from fewstep.solvers import PerImage
 
-    if seed is None:
-        return _round_trip(how, _read(how, Path(word)), row)[0].x[0]
-    start = PerImage([seed])(torch.empty(1, *how.found.model.shape, device=how.place))
+    if not isinstance(end, int):
+        return _round_trip(how, end, row)[0].x[0]
+    start = PerImage([end])(torch.empty(1, *how.found.model.shape, device=how.place))
     return start[0] * how.plan.denoiser.process.prior_std(float(how.plan.times[0]))
 
 

@@ -1,5 +1,6 @@
 """What all edits share: the model and its settings, the classes, the pictures."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,16 +39,22 @@ class Way:
     place: "Any"
 
 
-def begin(word: str, out: str | None) -> "tuple[Found, Path | None]":
+def begin(word: str, out: str | None, inputs: Iterable[Path]) -> "tuple[Found, Path | None]":
     """Return the model and the file to write, both checked before any work.
 
+    Args:
+        word: for the model.
+        out: for the file, or None.
+        inputs: files that are read.
+
     Raises:
-        UsageError: another file than a .png, or a model of texts or further images.
+        UsageError: another file than a .png, an input, or a model of texts or further images.
         CheckpointError: as `resolve.find`.
     """
     from fewstep.cli.resolve import find
 
     target = made.png(out)
+    made.spare(target, inputs)
     found = find(word)
     if found.model.inputs or found.model.text is not None:
         raise UsageError(f"{found.name}: a model of texts or of further images; edit takes none")
