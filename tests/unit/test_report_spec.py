@@ -103,6 +103,7 @@ def test_a_scale_is_named_where_the_model_has_one() -> None:
         ("heun:10:eta=0.5", "eta: only the sampler ddim has this dial, not heun"),
         ("ddim:10:spacing=quad", 'allowed are even, .*did you mean "quadratic"'),
         ("ddim:2:levels=1/2", 'levels "1/2": must be falling noise levels .*14.6/2/0.3'),
+        ("ddim:5:levels=3/2", 'row "ddim:5:levels=3/2": levels "3/2": 2 noise levels .*not 5'),
         ("ddim:2:levels=2/1:spacing=even", "spacing and levels: give one of them"),
         ("ddim:10:clip=true", 'clip "true": allowed are yes, no'),
         ("ddim:10:process=lin", 'allowed are own, linear, cosine .did you mean "linear"'),

@@ -293,6 +293,12 @@ def _row(word: str, preset: Sampling, classifier: Steer | None, weak: Weak | Non
             raise UsageError(f"{where}: weak: which model? give --weak RUN")
         steer = weak
     sampling = changed(preset, changes)
+    n = len(sampling.levels or ())
+    if "levels" in said and n != sampling.steps:
+        raise UsageError(
+            f'{where}: levels "{said["levels"]}": {n} noise levels are as many steps, not '
+            f"{sampling.steps}; give as many of both"
+        )
     title = _title(sampling, process, preset, steer)
     return Row(title, sampling, process=PROCESSES[process](), steer=steer)
 
