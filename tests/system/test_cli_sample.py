@@ -204,6 +204,7 @@ def test_the_shipped_model_works_at_once(capsys):
         (["--spacing", "quadratik"], ("quadratik", '"quadratic"')),
         (["-o", "no/where.png"], ("no/where.png", "no such folder")),
         (["-o", "x.jpg"], ("x.jpg", ".png")),
+        (["-o", ""], ("-o ''", ".png")),
         (["--format", "xml"], ("xml", "json")),
         (["and", "more"], ("and more",)),
     ],
@@ -217,7 +218,11 @@ def test_bad_options(capsys, run, words, named):
 def test_a_model_without_classes_takes_no_label(capsys):  # C10
     plain = untrained("plain")
     refused(call(capsys, "sample", plain, "--label", "7"), 2, "7", "unconditional")
-    refused(call(capsys, "sample", plain, "--guidance-scale", "2"), 2, "2", "unconditional")
+    model = replace(checkpoint.load_model(plain), sampling=Sampling(steps=20))
+    checkpoint.save_model(model, "more")
+    answer = call(capsys, "sample", "more", "--guidance-scale", "2", "--steps", "30")
+    refused(answer, 2, "2", "unconditional")
+    assert "guided evaluations" not in answer[2]
     assert call(capsys, "sample", plain, "-n", "2", "-o", "x.png")[0] == 0
 
 
@@ -235,6 +240,25 @@ def test_a_model_without_the_null_condition_is_not_guided(capsys):  # C12
     refused(answer, 2, "never saw the null condition", "objective.drop")
     refused(call(capsys, "sample", model), 2, "never saw the null condition", "--label cat")
     assert call(capsys, "sample", model, "--label", "dog", "-n", "1", "-o", "x.png")[0] == 0
+
+
+def test_a_file_is_no_folder_and_an_input_stays(capsys, run):
+    Path("afile").write_text("mine")
+    refused(call(capsys, "sample", run, "-n", "1", "-o", "afile/"), 2, "afile/: a file, not")
+    words = ("sample", run, "-n", "1", "--image", "3.png", "--mask", "3.png", "-o", "3.png")
+    Path("3.png").write_text("mine")
+    refused(call(capsys, *words), 2, "-o 3.png: is the input 3.png")
+    assert (Path("3.png").read_text(), Path("afile").read_text()) == ("mine", "mine")
+
+
+@pytest.mark.parametrize(("scale", "guided"), [("0", 0), ("1", 0), ("3", 1)])
+def test_scale_0_is_not_guided(capsys, scale, guided):
+    model = checkpoint.load_model(untrained("old", classes=("cat", "dog")))
+    checkpoint.save_model(replace(model, sampling=Sampling(steps=20)), "m")
+    words = ("--explain", "--steps", "30", "--label", "cat", "--guidance-scale", scale)
+    code, _, err = call(capsys, "sample", "m", *words)
+    assert (code, err.count("evaluations (docs")) == (0, 1)
+    assert err.count("guided evaluations") == guided
 
 
 def test_guidance_without_a_label_is_not_ignored(capsys, run):

@@ -96,6 +96,8 @@ def test_refuses_a_place_that_is_taken(run, capsys, tmp_path):
     words = ("tune", run, "--steps", "2", "-n", "4", "-o")
     refused(call(capsys, *words, tmp_path), 2, "holds something else")
     refused(call(capsys, *words, tmp_path / "x"), 2, "a file; choose a free name")
+    refused(call(capsys, *words, tmp_path / "x" / "m" / "n"), 2, "is a file, not a folder")
+    refused(call(capsys, *words, ""), 2, "-o ''", "must be a folder")
     assert (tmp_path / "x").read_text() == "mine"
 
 

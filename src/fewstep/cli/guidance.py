@@ -10,6 +10,7 @@ from fewstep.cli import console, options
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
+    from fewstep.model import Model
     from fewstep.steer import Steer, Weak
 
 _HUGE = 50.0  # guidance beyond this burns images out
@@ -167,6 +168,18 @@ def one_scale(scale: float | None, w: float | None) -> float | None:
     scale = 1 + w if w is not None else scale
     warn_far(scale)
     return scale
+
+
+def doubled(model: "Model", scale: float, *, weak: bool = False) -> bool:
+    """Return whether guidance of a scale asks two networks, or one twice, at every step.
+
+    Args:
+        model: that is guided.
+        scale: the exponent s; 1 and 0 ask once.
+        weak: whether a weaker model guides.
+    """
+    conditional = bool(model.classes) or model.text is not None
+    return scale not in (0, 1) and (weak or conditional)
 
 
 def warn_far(*scales: float | None) -> None:

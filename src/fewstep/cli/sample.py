@@ -152,6 +152,7 @@ def sample(  # budget: table
 
     guidance_scale = guidance.one_scale(guidance_scale, guidance_w)
     target = None if explain and out is None else _target(out)
+    made.spare(target, [p for p in (low_res, image, mask) if p is not None])
     changes = {
         "sampler": sampler,
         "steps": steps,
@@ -197,10 +198,15 @@ def _target(out: str | None) -> Path | None:
     """Return where to write, checked before any work; None = a new file beside the user."""
     if out is None:
         return None
+    if not out.strip():
+        raise UsageError(f"-o {out!r}: must be a file that ends in .png, or a folder")
     path = Path(out).expanduser()
-    if out.endswith(("/", "\\")) or path.is_dir():
-        if not path.exists():
-            picture.check_parent(path)
+    if path.is_dir():
+        return path
+    if out.endswith(("/", "\\")):
+        if path.exists():
+            raise UsageError(f"-o {out}: a file, not a folder; choose a free name")
+        picture.check_parent(path)
         return path
     if path.suffix.lower() != ".png":
         raise UsageError(f"-o {out}: must end in .png, or in / for a folder of single files")
@@ -222,7 +228,8 @@ def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | Non
         guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
     scale = changes.get("guidance_scale", model.sampling.guidance_scale)
-    chosen, why = sampling.for_steps(model, changes, guided=scale != 1)
+    doubled = guidance.doubled(model, scale, weak=weak is not None)
+    chosen, why = sampling.for_steps(model, changes, guided=doubled)
     if why:
         console.note(why)
     return sampling.changed(model.sampling, chosen)

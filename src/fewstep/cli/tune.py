@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli import console, judged, options
+from fewstep.cli import console, guidance, judged, options
 from fewstep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def tune(
     ] = None,
     seed: Annotated[int, judged.SEED] = 0,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("-o", "--out", metavar="FOLDER", help="a new model instead of this one"),
     ] = None,
     device: Annotated[str, options.DEVICE] = "auto",
@@ -82,7 +82,7 @@ def tune(
         _show(course, n, tried)
         checkpoint.tuned(source, {n: tried[0].sampling}, target)
         source = target
-    word = model if out is None else str(out)
+    word = model if out is None else out
     console.result(f"saved in {target}")
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
     more = ("--steps", str(counts[0]), *label, "-n", "16")
@@ -104,7 +104,7 @@ def _counts(word: str) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-def _target(found: "Found", out: Path | None) -> Path:
+def _target(found: "Found", out: str | None) -> Path:
     """Return where the model with its presets goes.
 
     Raises:
@@ -120,7 +120,10 @@ def _target(found: "Found", out: Path | None) -> Path:
                 f"{found.name}: a shipped model is not changed; give -o FOLDER for a new one"
             )
         return found.path
-    place = out.expanduser()
+    if not out.strip():
+        raise UsageError(f"-o {out!r}: must be a folder; give a free name")
+    place = Path(out).expanduser()
+    ground = next(p for p in (place, *place.absolute().parents) if p.exists())
     if place.is_dir() and any(place.iterdir()):
         same = (place / checkpoint.MODEL).is_file() and (
             checkpoint.verify(place)["files"][checkpoint.WEIGHTS]["sha256"] == found.weights
@@ -129,6 +132,8 @@ def _target(found: "Found", out: Path | None) -> Path:
             raise UsageError(f"-o {out}: the folder holds something else; choose a free name")
     elif place.exists() and not place.is_dir():
         raise UsageError(f"-o {out}: a file; choose a free name")
+    elif not ground.is_dir():
+        raise UsageError(f"-o {out}: {ground} is a file, not a folder; choose another place")
     return place
 
 
@@ -139,7 +144,7 @@ def _show(course: "Course", n: int, tried: "list[Tried]") -> None:
     from fewstep import sampling
 
     bare = replace(course.model, tuned={}, sampling=course.preset)
-    guided = course.preset.guidance_scale != 1
+    guided = guidance.doubled(course.model, course.preset.guidance_scale)
     changes, _ = sampling.for_steps(bare, {"steps": n}, guided=guided)
     usual = sampling.changed(course.preset, changes)
     console.result(f"{n} steps: error, sampler, grid")
