@@ -245,6 +245,8 @@ def test_a_model_without_the_null_condition_is_not_guided(capsys):  # C12
 def test_a_file_is_no_folder_and_an_input_stays(capsys, run):
     Path("afile").write_text("mine")
     refused(call(capsys, "sample", run, "-n", "1", "-o", "afile/"), 2, "afile/: a file, not")
+    for name in ("afile/x.png", "afile/d/"):
+        refused(call(capsys, "sample", run, "-n", "1", "-o", name), 2, "afile is a file, not a")
     words = ("sample", run, "-n", "1", "--image", "3.png", "--mask", "3.png", "-o", "3.png")
     Path("3.png").write_text("mine")
     refused(call(capsys, *words), 2, "-o 3.png: is the input 3.png")

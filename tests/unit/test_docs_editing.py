@@ -44,7 +44,7 @@ def test_every_verb_and_option_on_the_page_exists():
     known = {name for verb in verbs.values() for each in verb.params for name in each.opts}
     words = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", re.sub(r"\]\([^)]*\)", "", TEXT)))
     assert {"--repeat", "--jump", "--strength", "--factor", "--mask", "--eta"} <= words
-    assert words - known == {"--image"}  # of fewstep sample
+    assert words - known == {"--image", "--sampler"}  # of fewstep sample
 
 
 def test_links_and_numbers():

@@ -87,6 +87,8 @@ def check_parent(path: Path) -> None:
     Raises:
         UsageError: it does not, or is no folder.
     """
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UsageError(f"{path}: {path.parent} is a file, not a folder; choose another place")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: no such folder: {path.parent}; make it first")
 

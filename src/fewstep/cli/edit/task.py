@@ -102,7 +102,7 @@ class Completion:
         if self.jump > most:
             raise UsageError(
                 f"--jump {self.jump}: {self.steps(how)} steps have parts of 1..{most} (the step "
-                "to clean data is not repeated); give more --steps or a smaller one"
+                "to clean data is not repeated); give more --steps or a smaller --jump"
             )
 
     def steps(self, how: Way) -> int:
