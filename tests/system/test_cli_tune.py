@@ -71,9 +71,11 @@ def test_a_shipped_model_is_copied(capsys, tmp_path, monkeypatch):
     assert code == 0, err
     assert list(described(tmp_path / "mine")["tuned"]) == ["2"]
     assert "sample mine --steps 2" in out
-    code, _, err = call(capsys, "sample", "mine", "--steps", "2", "-n", "1", "-o", "b.png")
-    assert code == 0
-    assert "found for this model" in err
+    for label, taken in ((("--label", "3"), True), ((), False)):  # found with guidance
+        words = ("--steps", "2", "-n", "1", *label)
+        code, _, err = call(capsys, "sample", "mine", *words)
+        assert code == 0
+        assert ("found for this model" in err) is taken
 
 
 def test_a_copy_of_a_run_is_a_model_alone(run, capsys, tmp_path, monkeypatch):
