@@ -30,7 +30,7 @@ ADAMS = (
 )
 """Weights of the newest to the oldest prediction, for even steps."""
 
-_QUADRATURE = tuple(a.tolist() for a in np.polynomial.legendre.leggauss(16))
+_POINTS = 16  # of the quadrature
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def _in_t(process: Process, t: Number, start: Number, end: Number, n: int) -> li
 def _quadrature(process: Process, t: Number, start: Number, end: Number, n: int) -> list[Number]:
     out: list[Number] = [0.0] * (n + 1)
     half = (end - start) / 2
-    for node, weight in zip(*_QUADRATURE, strict=True) if n else ():
+    rule = np.polynomial.legendre.leggauss(_POINTS) if n else ((), ())
+    for node, weight in zip(*(map(float, part) for part in rule), strict=True):
         place = start + half * (node + 1)
         share = half * weight * shapes.exp(place)
         away = process.time(-2 * place) - t
