@@ -54,6 +54,31 @@ class MinSNR:
 
 
 @dataclass(frozen=True)
+class TruncatedSNR:
+    """Weigh an x0 loss with max(SNR, 1): the larger of the errors in x0 and in eps.
+
+    Source: Salimans and Ho, 2022, section 4 (arXiv 2202.00512).
+    """
+
+    def __call__(self, truth: Prediction) -> Number:
+        """Return max(alpha^2 / sigma^2, 1), shape (B, 1, ...)."""
+        snr = (truth.alpha / truth.sigma) ** 2
+        return snr.clamp(min=1.0) if isinstance(snr, Tensor) else max(snr, 1.0)
+
+
+@dataclass(frozen=True)
+class SNRPlusOne:
+    """Weigh an x0 loss with SNR + 1: on a circle, the error in v.
+
+    Source: Salimans and Ho, 2022, section 4 (arXiv 2202.00512).
+    """
+
+    def __call__(self, truth: Prediction) -> Number:
+        """Return alpha^2 / sigma^2 + 1, shape (B, 1, ...)."""
+        return (truth.alpha / truth.sigma) ** 2 + 1
+
+
+@dataclass(frozen=True)
 class Edm:
     """Weigh an x0 loss with (r^2 + s^2) / (r s)^2, r = sigma / alpha: unit loss for EDM's F.
 
