@@ -4,8 +4,8 @@ The interface has one method, forward(x_t, t, cond) -> Prediction, and everythin
 guides, trains or distils speaks to it. `NetDenoiser` gives a network this interface: the network
 sees the scaled batch and a label of the noise level (never t itself, so that a trained network
 survives a change of process) and answers in one of the parametrisations `X0`, `EPS`, `V`,
-`SCORE`, `EDM`, which are analytic coefficients. Exact denoisers are in `exact`, guidance in
-`guide`: they are denoisers too.
+`SCORE`, `EDM`, `BOTH`, which are analytic coefficients. Exact denoisers are in `exact`, guidance
+in `guide`: they are denoisers too.
 
 A condition is one argument (see `conditions`): class indices of shape (B,), where -1 asks for the
 null condition (no class) of that sample, another condition, or None for the null of the batch.
@@ -174,6 +174,39 @@ class _Consistency(_Edm):
         return Prediction.from_x0(x_t, alpha, sigma, x0)
 
 
+class _Both:
+    """Read twice the channels of x_t as an image n and a noise e, and mix the two images they say.
+
+    x0 = (sigma^2 n + alpha (x_t - sigma e)) / (alpha^2 + sigma^2): the image itself counts where
+    there is noise, that which the noise implies where there is little; regular at both ends, and
+    the identity without noise. With e of a network that says eps it is what such a network is
+    distilled into.
+
+    Source: Salimans and Ho, 2022, section 4, third parametrisation (arXiv 2202.00512).
+    """
+
+    name = "BOTH"
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def scale(self, alpha: Number, sigma: Number) -> Number:
+        del alpha, sigma
+        return 1.0
+
+    def read(self, x_t: Tensor, alpha: Number, sigma: Number, out: Tensor) -> Prediction:
+        if out.shape[1] != 2 * x_t.shape[1]:
+            raise ValueError(
+                f"BOTH: the network answered with {out.shape[1]} channels; must be twice the "
+                f"{x_t.shape[1]} of the image"
+            )
+        image, noise = out.chunk(2, dim=1)
+        square = alpha * alpha + sigma * sigma
+        implied = scaled_sum(alpha / square, x_t, -alpha * sigma / square, noise)
+        x0 = scaled_sum(sigma * sigma / square, image, 1.0, implied)
+        return Prediction.from_x0(x_t, alpha, sigma, x0)
+
+
 X0: Param = _View(Prediction.from_x0, "X0")
 """The network says x0: singular in eps at sigma = 0, poor at low noise."""
 EPS: Param = _View(Prediction.from_eps, "EPS")
@@ -188,6 +221,9 @@ EDM: Param = _Edm(0.5)
 CONSISTENCY: Param = _Consistency(0.5, 0.002)
 """The network says the F of a published consistency model, clean at sigma / alpha = 0.002."""
 
+BOTH: Param = _Both()
+"""The network says x0 and eps, in twice the channels: regular at both ends."""
+
 PARAMS: Mapping[str, Param] = {
     "X0": X0,
     "EPS": EPS,
@@ -195,6 +231,7 @@ PARAMS: Mapping[str, Param] = {
     "SCORE": SCORE,
     "EDM": EDM,
     "CONSISTENCY": CONSISTENCY,
+    "BOTH": BOTH,
 }
 """The closed table of names that a stored model may use."""
 
@@ -277,7 +314,7 @@ class NetDenoiser(Told, Denoiser):
         out = self.net(x_in, self.told(x_t, t), cond)
         if out.dtype != x_t.dtype:
             out = out.to(x_t.dtype)
-        if out.ndim > 1 and out.size(1) == 2 * x_t.size(1):
+        if self.param is not BOTH and out.ndim > 1 and out.size(1) == 2 * x_t.size(1):
             out, variance = out.chunk(2, dim=1)
             prediction = self.param.read(x_t, alpha, sigma, out)
             prediction.variance = variance

@@ -15,7 +15,7 @@ from torch import nn
 
 from fewstep import process
 from fewstep.classifier import NoisyClassifier
-from fewstep.denoiser import PARAMS, NetDenoiser
+from fewstep.denoiser import BOTH, PARAMS, NetDenoiser
 from fewstep.errors import UsageError, suggest
 from fewstep.labels import LABELS
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
@@ -105,6 +105,9 @@ class Model:
         sampling: the preset.
         about: where it comes from: data name and fingerprint, licence, steps, free text.
         tuned: presets by number of steps, found for these weights (`tune`).
+        student: how a model of few steps was made, as JSON values; empty = it is none. "kind" is
+            "progressive" or "consistency", "steps" what it was made for, "teacher" whose student
+            it is, "guidance" the scale that is in its weights, or "scales" their range.
     """
 
     denoiser: NetDenoiser | NoisyClassifier
@@ -113,6 +116,7 @@ class Model:
     sampling: Sampling = field(default_factory=Sampling)
     about: Mapping[str, Any] = field(default_factory=dict)
     tuned: Mapping[int, Sampling] = field(default_factory=dict)
+    student: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def classifier(self) -> NoisyClassifier | None:
@@ -139,7 +143,8 @@ class Model:
         """Whether the network says a variance beside every pixel, in a second half of channels."""
         config = getattr(self.net, "config", None)
         channels = getattr(config, "out_channels", None)
-        return self.classifier is None and channels == 2 * self.shape[0]
+        both = isinstance(self.denoiser, NetDenoiser) and self.denoiser.param is BOTH
+        return self.classifier is None and channels == 2 * self.shape[0] and not both
 
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
@@ -155,6 +160,7 @@ class Model:
             "classes": list(self.classes),
             "sampling": self.sampling.plain(),
             "about": dict(self.about),
+            **({"student": dict(self.student)} if self.student else {}),
             **(
                 {"tuned": {str(n): s.plain() for n, s in self.tuned.items()}} if self.tuned else {}
             ),
@@ -221,6 +227,7 @@ def from_description(description: Mapping[str, Any], *, empty: bool = False) -> 
         _build(Sampling, description.get("sampling", {}), "sampling"),
         dict(description.get("about", {})),
         {int(n): _build(Sampling, s, "tuned") for n, s in description.get("tuned", {}).items()},
+        dict(description.get("student", {})),
     )
 
 

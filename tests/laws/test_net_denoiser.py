@@ -27,7 +27,7 @@ class Ask(nn.Module):
         return self.out
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", sorted(PARAMS.keys() - {"BOTH"}))  # whose second half is eps
 def test_the_second_half_of_the_channels_is_the_variance(name: str) -> None:
     """The first half is read as without it; the second is handed on as it is."""
     said, wide = normal(4, 3, 2, 2, seed=1), normal(4, 3, 2, 2, seed=2)

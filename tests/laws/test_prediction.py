@@ -159,6 +159,8 @@ def test_a_perfect_network_in_any_parametrisation_is_the_exact_denoiser(
         d = q.sigma - scaled[name] * q.alpha
         keep = q.alpha * 0.25 / (d**2 + 0.25 * q.alpha**2)
         target = (q.x0 - keep * x_t) * r / (d * 0.5)
+    elif name == "BOTH":
+        target = torch.cat([q.x0, q.eps], dim=1)
     else:
         target = q.view(name.lower())
     net = Oracle(target)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fewstep.conditions import Cond
+from fewstep.denoiser import BOTH, EPS, X0, Denoiser, Param, V
 from fewstep.denoiser import EDM as EDM_PARAM
-from fewstep.denoiser import EPS, X0, Denoiser, Param, V
 from fewstep.distill import Progressive, halved
 from fewstep.errors import UsageError
 from fewstep.exact import Gaussian
@@ -22,7 +22,7 @@ from fewstep.solvers import DDIM, grids
 from laws.cases import generator, largest, mixture, normal, walk
 
 PROCESSES = [Cosine(), VP(), EDM(), Tabulated()]
-PARAMS = [X0, V, EPS, EDM_PARAM]
+PARAMS = [X0, V, EPS, EDM_PARAM, BOTH]
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
 
 
@@ -72,6 +72,8 @@ def test_one_step_of_the_student_is_two_of_the_teacher(p: Process, n: int, param
 
 def answer(param: Param, truth: Prediction, z: Tensor) -> Tensor:
     """Return what a network of this parametrisation answers to say the truth."""
+    if param is BOTH:
+        return torch.cat([truth.x0, truth.eps], dim=1)
     if param is not EDM_PARAM:
         return truth.view({"X0": "x0", "V": "v", "EPS": "eps"}[repr(param)])
     zero = param.read(z, truth.alpha, truth.sigma, torch.zeros_like(z)).x0

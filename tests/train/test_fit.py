@@ -261,7 +261,7 @@ def test_out_that_cannot_be_a_folder(tmp_path):  # C15
     [
         ("steps", 0), ("steps", -1), ("steps", 1.5), ("steps", "ten"), ("steps", 10**9),
         ("lr", 0), ("lr", -1e-3), ("lr", float("nan")), ("lr", float("inf")), ("lr", "1e-4x"),
-        ("seed", -1), ("seed", 2**64), ("seed", "abc"), ("keep", 1), ("decay", "linear"),
+        ("seed", -1), ("seed", 2**64), ("seed", "abc"), ("keep", 1), ("decay", "exponential"),
         ("ema_decay", 1.0), ("steps", True),
     ],
 )  # fmt: skip

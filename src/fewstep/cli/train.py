@@ -240,7 +240,7 @@ def _open(recipe: "Recipe", out: Path, data: dict[str, Any]) -> None:
 def _longer(before: "Recipe", now: "Recipe", done: int) -> None:
     """Warn that a longer run has another learning rate, and so another end than one in one go."""
     old, new = before.train.steps, now.train.steps
-    if now.train.decay == "cosine" and new > old and done > now.train.warmup:
+    if now.train.decay != "constant" and new > old and done > now.train.warmup:
         warn(
             f"train.steps={new}, before {old}: the learning rate rises again, to where it is in "
             f"a run of {new} steps"

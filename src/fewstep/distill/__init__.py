@@ -1,9 +1,11 @@
-"""Distillation: objectives that hold a frozen teacher and make a student of fewer steps.
+"""Distillation: objectives that make a model of few steps, most of them with a frozen teacher.
 
 `Progressive` teaches one step of the student to do what two steps of the teacher do; repeated, it
-halves the number of steps each time.
+halves the number of steps each time. `Consistency` teaches the end of a trajectory from any of its
+points, which needs one step.
 """
 
+from fewstep.distill.consistency import PRESETS, Consistency
 from fewstep.distill.progressive import Progressive, halved
 
-__all__ = ["Progressive", "halved"]
+__all__ = ["PRESETS", "Consistency", "Progressive", "halved"]

@@ -36,6 +36,7 @@ class Progressive:
         weight: factor of the squared error in x0.
         drop: probability, in [0, 1], that a sample's class is replaced by the null condition, for
             the teacher as for the student.
+        name: says which teacher, and how it is guided, in the identity of a run.
 
     Raises:
         UsageError: an even number of times, or fewer than 3.
@@ -44,10 +45,11 @@ class Progressive:
         2022, algorithm 2 and appendix G (arXiv 2202.00512).
     """
 
-    teacher: Denoiser
+    teacher: Denoiser = field(repr=False)
     times: tuple[float, ...]
     weight: Weight = field(default_factory=TruncatedSNR)
     drop: float = 0.0
+    name: str = ""
 
     def __post_init__(self) -> None:
         """Check the grid."""

@@ -244,7 +244,7 @@ class Train(Section):
     accumulate: Annotated[int, BeforeValidator(whole(1, 10**6))] = 1
     lr: Annotated[float, BeforeValidator(real(0, 10, open_low=True))] = 1e-3
     warmup: Annotated[int, BeforeValidator(whole(0, 10**8))] = 100
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: Annotated[float, BeforeValidator(real(0, 10))] = 0.01
     clip: Annotated[float, BeforeValidator(real(0, 1e12, open_low=True))] = 1.0
     ema_decay: Annotated[float, BeforeValidator(real(0, 1, open_high=True))] = 0.999

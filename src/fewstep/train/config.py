@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from fewstep.errors import UsageError
 from fewstep.train.engine import Precision
+
+Decay = Literal["cosine", "linear", "constant"]
 
 FREE = frozenset({"steps", "checkpoint_every", "keep", "sample_every", "log_every"})
 """Settings that a continued run may change."""
@@ -17,13 +19,13 @@ class FitConfig:
 
     Args:
         steps: optimizer steps of the whole run, 1 to 10^8. More than a finished run had extend
-            it; a cosine rate then rises again, to where it is in a run of that length.
+            it; a falling rate then rises again, to where it is in a run of that length.
         batch_size: images per optimizer step, over all processes and micro-batches.
         accumulate: micro-batches that a process cuts its share into; more need less memory and
             give the same gradient up to rounding.
         lr: peak learning rate of AdamW, > 0.
         warmup: steps of linear rise to `lr`.
-        decay: "cosine" falls to 0 at `steps`, "constant" stays.
+        decay: "cosine" falls to 0 at `steps`, "linear" does so evenly, "constant" stays.
         weight_decay: decoupled decay of weights (not of biases and norms).
         clip: largest norm of the gradient.
         ema_decay: limit of the moving average of the weights.
@@ -45,7 +47,7 @@ class FitConfig:
     accumulate: int = 1
     lr: float = 1e-3
     warmup: int = 100
-    decay: Literal["cosine", "constant"] = "cosine"
+    decay: Decay = "cosine"
     weight_decay: float = 0.01
     clip: float = 1.0
     ema_decay: float = 0.999
@@ -74,18 +76,22 @@ class FitConfig:
             if not good:
                 word = "an integer" if key in whole else "a number"
                 raise UsageError(f"train.{key}={value!r}: must be {word} in {low:g}..{high:g}")
-        if self.decay not in ("cosine", "constant"):
-            raise UsageError(f"train.decay={self.decay!r}: must be cosine or constant")
+        if self.decay not in get_args(Decay):
+            raise UsageError(
+                f"train.decay={self.decay!r}: must be one of {', '.join(get_args(Decay))}"
+            )
 
 
 def learning_rate(config: FitConfig, step: int) -> float:
     """Return the rate of optimizer step `step`, 0-based: a function of the step alone.
 
-    It rises as (step + 1) / warmup and then falls as (1 + cos(pi u)) / 2, u in [0, 1).
+    It rises as (step + 1) / warmup and then falls as (1 + cos(pi u)) / 2 or 1 - u, u in [0, 1).
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.decay == "constant":
         return config.lr
     u = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    if config.decay == "linear":
+        return config.lr * (1 - min(u, 1.0))
     return config.lr * (1 + math.cos(math.pi * min(u, 1.0))) / 2

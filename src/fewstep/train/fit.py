@@ -77,7 +77,8 @@ def fit(
         stack.enter_context(torch.random.fork_rng(devices=cuda))  # leave the caller's numbers
         times = getattr(objective, "times", None)
         learned = times if isinstance(times, LossSecondMoment) else None
-        state = TrainState(model, config.weight_decay, config.ema_decay, place, learned)
+        memory = getattr(objective, "memory", learned)
+        state = TrainState(model, config.weight_decay, config.ema_decay, place, memory)
         loop = _Loop(stepper, config, out, procs.is_main_process)
         loop.resume(state)
         if state.step < config.steps:

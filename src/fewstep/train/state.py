@@ -1,7 +1,8 @@
 """What a training run consists of at one moment, and how it is stored.
 
 The whole state is four things: raw weights, their moving average, AdamW's two moments, and the
-step; and a fifth where the objective learns at which times the loss is. Everything else (learning
+step; and a fifth where the objective has a memory, as one that learns at which times the loss is
+or follows the student with an average of its own. Everything else (learning
 rate, order of the data, every random number) is a pure function of the step, so nothing else is
 stored and a resumed run is bit-exact on a CPU.
 
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,24 @@ from fewstep.data.images import Images
 from fewstep.denoiser import Told
 from fewstep.errors import CheckpointError, UsageError
 from fewstep.model import Model, from_description
-from fewstep.objectives import LossSecondMoment
 from fewstep.train.checkpoint import MODEL, TRAINING, WEIGHTS, Checkpoint, Part, fill, network
 from fewstep.train.ema import EMA
 
 TRAIN, STATE = TRAINING
 _T = TypeVar("_T", bound=Told)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Memory(Protocol):
+    """What an objective keeps from step to step."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Return it as tensors."""
+        ...
+
+    def restore(self, stored: Mapping[str, Tensor] | None) -> None:
+        """Take what `state` returned, or forget everything; ValueError where it does not fit."""
+        ...
 
 
 class TrainState:
@@ -40,7 +52,7 @@ class TrainState:
             dimensions) are not decayed.
         ema_decay: limit of the moving average, in [0, 1).
         device: where to train.
-        learned: training times that learn, which begin anew, or None.
+        memory: what the objective learns or follows as it goes, which begins anew, or None.
 
     Attributes:
         step: optimizer steps done.
@@ -55,11 +67,11 @@ class TrainState:
         weight_decay: float,
         ema_decay: float,
         device: torch.device,
-        learned: LossSecondMoment | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        self.model, self.step, self.learned = model, 0, learned
-        if learned is not None:
-            learned.restore(None)
+        self.model, self.step, self.memory = model, 0, memory
+        if memory is not None:
+            memory.restore(None)
         self.net = network(model).to(device).train()
         self.ema = EMA(self.net, ema_decay)
         self._named = {n: p for n, p in self.net.named_parameters() if p.requires_grad}
@@ -80,12 +92,12 @@ class TrainState:
             for kind in _MOMENTS
             if p in self.optimizer.state
         }
-        learned = {} if self.learned is None else self.learned.state()
-        times = {f"times.{k}": v for k, v in learned.items()}
+        memory = {} if self.memory is None else self.memory.state()
+        memory = {f"memory.{k}": v for k, v in memory.items()}
         return {
             MODEL: self.averaged().describe(),
             WEIGHTS: self.ema.net.state_dict(),
-            TRAIN: {**raw, **moments, **times},
+            TRAIN: {**raw, **moments, **memory},
             STATE: {"step": self.step, "ema_updates": self.ema.updates, "run": dict(run)},
         }
 
@@ -100,9 +112,10 @@ class TrainState:
         fill(self.ema.net, files.tensors(WEIGHTS), files.path / WEIGHTS)
         self.ema.restore(state["ema_updates"])
         self.step = state["step"]
-        if self.learned is not None:
+        if self.memory is not None:
             try:
-                self.learned.restore(_under("times.", stored))
+                # its name was "times" when training times were all that could learn
+                self.memory.restore(_under("memory.", stored) or _under("times.", stored))
             except ValueError as e:
                 raise CheckpointError(f"{files.path / TRAIN}: {e}") from e
         for name, p in self._named.items():

@@ -12,7 +12,7 @@ from fewstep.data.images import Images
 from fewstep.data.stream import Ids, batch_ids, rank_slice
 from fewstep.denoiser import Told
 from fewstep.errors import NumericError, UsageError
-from fewstep.objectives import Objective
+from fewstep.objectives import LossSecondMoment, Objective
 from fewstep.train import engine
 from fewstep.train.config import FitConfig, learning_rate
 from fewstep.train.state import TrainState
@@ -68,7 +68,8 @@ class Stepper:
         told = torch.stack([losses.mean(), norm, losses.new_tensor(float(signals.wanted))])[None]
         told = self.procs.gather(told)  # all ranks stop, or fail, at the same step
         # and all learn the same, though each saw the losses of its own share alone
-        seen = None if state.learned is None else self.procs.gather(state.learned.seen())
+        learned = state.memory if isinstance(state.memory, LossSecondMoment) else None
+        seen = None if learned is None else self.procs.gather(learned.seen())
         # The one sync of a step: a value that is not finite must not reach the weights.
         rows = torch.as_tensor(told).tolist()
         loss, size = math.fsum(row[0] for row in rows) / len(rows), rows[0][1]
@@ -77,8 +78,8 @@ class Stepper:
             raise self._not_finite(state.step, (loss, size), losses, ids)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, state.step)
-        if state.learned is not None:
-            state.learned.learn(torch.as_tensor(seen))
+        if learned is not None:
+            learned.learn(torch.as_tensor(seen))
         with engine.memory("no room for the optimizer's moments; take a smaller network"):
             state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
