@@ -45,6 +45,7 @@ THIRD_PARTIES: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"torch", "numpy"}, {"PIL", "pyarrow"}),
     "edit": ({"torch", "numpy"}, {"PIL"}),
     "metrics": ({"torch", "numpy"}, {"torch_fidelity", "torchvision", "scipy", "safetensors"}),
+    "students": ({"torch"}, set()),
     "train": (TRAIN[0], TRAIN[1] | {"rich"}),
     **dict.fromkeys(("recipes", "report", "interop"), OUTPUT),
     "lab": ({"torch", "numpy"}, {"matplotlib"}),

@@ -99,7 +99,14 @@ class Param(Protocol):
         ...
 
 
-class _View:
+class _Reading:
+    """A value by its name: a copied denoiser has the same one, which is in the table of names."""
+
+    def __deepcopy__(self, memo: object) -> "_Reading":
+        return self
+
+
+class _View(_Reading):
     """Read the output as one view of the prediction; the input is not scaled."""
 
     def __init__(
@@ -118,7 +125,7 @@ class _View:
         return self._make(x_t, alpha, sigma, out)
 
 
-class _Edm:
+class _Edm(_Reading):
     """Read the output as EDM's F, which is regular at every noise level.
 
     With r^2 = sigma^2 + alpha^2 s^2 (s = sigma_data, here for any alpha, not only 1):
@@ -174,7 +181,7 @@ class _Consistency(_Edm):
         return Prediction.from_x0(x_t, alpha, sigma, x0)
 
 
-class _Both:
+class _Both(_Reading):
     """Read twice the channels of x_t as an image n and a noise e, and mix the two images they say.
 
     x0 = (sigma^2 n + alpha (x_t - sigma e)) / (alpha^2 + sigma^2): the image itself counts where

@@ -146,6 +146,36 @@ class Model:
         both = isinstance(self.denoiser, NetDenoiser) and self.denoiser.param is BOTH
         return self.classifier is None and channels == 2 * self.shape[0] and not both
 
+    def check(self, s: Sampling) -> None:
+        """Refuse to sample a model of few steps in another way than it was made for.
+
+        A copy of the model whose `student` is empty is sampled in any way.
+
+        Raises:
+            UsageError: it is a student, and these are another's settings.
+        """
+        kind, own = self.student.get("kind"), self.sampling
+        if kind not in ("progressive", "consistency"):
+            return
+        steps, baked = self.student.get("steps", own.steps), self.student.get("guidance", 1.0)
+        if kind == "progressive":
+            made = f"{steps} steps of ddim on its own grid"
+            way = ("sampler", "steps", "spacing", "eta", "levels")
+            fits = all(getattr(s, name) == getattr(own, name) for name in way)
+        else:
+            made, fits = "the sampler consistency", s.sampler == "consistency"
+        if not fits:
+            raise UsageError(
+                f"sampler {s.sampler} in {s.steps} steps: this model is a {kind} student, made "
+                f"for {made}, and no other way fits; leave these settings out (sample --force "
+                "does it all the same)"
+            )
+        if s.guidance_scale != 1 and "scales" not in self.student:
+            raise UsageError(
+                f"guidance scale {s.guidance_scale:g}: this student has guidance scale "
+                f"{baked:g} in its weights; leave it out"
+            )
+
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
         net = self.net

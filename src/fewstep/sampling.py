@@ -198,6 +198,7 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
             "sampler ddpm-learned: this model has no learned variance (net.learn_variance in its "
             "recipe); take ddpm or ddpm-large"
         )
+    model.check(sampling)
     denoiser = guided(model, sampling, steer)
     process = model.denoiser.process
     times = grid(sampling.spacing, process, sampling.steps, sampling.levels)

@@ -1,5 +1,6 @@
 """Laws of a network as a denoiser: what it is shown, and how its answer is read."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -69,3 +70,9 @@ def test_times_that_are_near_are_told_apart() -> None:
     for k in (*range(400, 420), *range(400, 420)):
         denoiser(X, k / 1000)
         assert float(ask.seen[1]) == pytest.approx(k, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", PARAMS)
+def test_a_copy_is_described_as_the_original(name: str) -> None:
+    net = NetDenoiser(Ask(torch.zeros(1)), VP(), PARAMS[name])
+    assert copy.deepcopy(net).describe() == net.describe()

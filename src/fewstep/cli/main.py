@@ -22,6 +22,7 @@ VERBS = {
         "fewstep.cli.edit",
         "encode, walk between, complete, colour, enlarge and redraw images",
     ),
+    "distill": ("fewstep.cli.distill", "a student of few steps, and what it costs"),
     "lab": ("fewstep.cli.lab", "what the talk says, measured on points: pictures and numbers"),
     "import": ("fewstep.cli.import_", "make a model of a published checkpoint on your disk"),
     "doctor": ("fewstep.cli.doctor", "look at this machine and this installation"),

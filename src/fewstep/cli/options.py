@@ -67,6 +67,22 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(word: str) -> float:
+    """Return the seconds that 90s, 10m, 1.5h or a number of minutes stand for."""
+    text = str(word).strip().lower()
+    unit = _UNITS.get(text[-1:])
+    try:
+        seconds = float(text[:-1] if unit else text) * (unit or 60.0)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise typer.BadParameter(f"{word}: must be a time above 0, such as 90s, 10m or 2h")
+    return seconds
+
+
 LEVELS = typer.Option(
     metavar="LIST", help="falling noise levels sigma / alpha in place of a spacing: 14.6,2,0.3"
 )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent.parent / "models"
 """Where the models of the package lie, one folder each."""
+DISTILLED, STUDENT = "distill.json", "student"
+"""What the folder of a distillation holds: see `students.run`, which needs torch."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def _in_folder(path: Path) -> Path:
 
     if any((path / name).exists() for name in ("manifest.json", "model.json")):
         return path
+    if (path / DISTILLED).is_file():
+        return _student(path)
     if not (path / "checkpoints").is_dir() and not (path / "config.yaml").is_file():
         if path.name in shipped():
             return SHIPPED / path.name
@@ -84,6 +88,19 @@ def _in_folder(path: Path) -> Path:
     if newest is None:
         raise CheckpointError(f"{path}: this run has no checkpoint yet; fewstep train {path}")
     return newest
+
+
+def _student(path: Path) -> Path:
+    """Return the student of a distillation.
+
+    Raises:
+        CheckpointError: it is not finished.
+    """
+    if not (path / STUDENT / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{path}: this distillation has no student yet; fewstep distill {path} goes on with it"
+        )
+    return path / STUDENT
 
 
 def _missing(word: str, path: Path) -> str:
@@ -127,4 +144,5 @@ def find(word: str, *, classifier: bool = False) -> Found:
         )
     sealed = checkpoint.verify(path, hashes=False)["files"]
     run = path.parent.parent if path.parent.name == "checkpoints" else path
+    run = path.parent if (path.parent / DISTILLED).is_file() else run
     return Found(path, run.resolve().name, model, sealed[checkpoint.WEIGHTS]["sha256"])

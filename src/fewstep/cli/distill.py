@@ -1,0 +1,397 @@
+"""`fewstep distill`: from a model of many steps to a student of few, and what it costs.
+
+A budget of time becomes a plan, the plan stages, each stage a student that is held against its
+teacher from the same noise and, by the judge of this data, against the first teacher at as many
+network evaluations. The folder alone continues the work.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewstep.cli import console, guidance, judged, meter, options
+from fewstep.cli.console import command, note, result
+from fewstep.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from fewstep.cli.resolve import Found
+    from fewstep.data import Images
+    from fewstep.report.judge import Judge, Reals
+    from fewstep.report.results import Line
+    from fewstep.report.spec import Row
+    from fewstep.report.work import Item
+    from fewstep.students import Rung, Work
+
+app = options.app()
+
+BUDGET = 600.0
+_QUICK = 500  # images by which a student is judged between two stages
+_FINE = 50  # steps of the teacher at its best
+
+
+@app.command()
+def distill(  # budget: table
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="the teacher: a shipped model (digits), a run or model folder; or the folder of "
+            "a distillation, to go on with it",
+        ),
+    ],
+    to: Annotated[
+        int | None,
+        typer.Option(
+            "--to", parser=options.whole(1, 64), metavar="N", help="sampling steps of the student"
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="progressive, consistency (as ect), consistency-distillation, "
+            "consistency-training, ict; auto: consistency for 1 and 2 steps, else progressive",
+        ),
+    ] = None,
+    budget: Annotated[
+        float,
+        typer.Option(
+            parser=options.duration, metavar="TIME", help="of training: 90s, 10m, 2h; 10m"
+        ),
+    ] = BUDGET,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            parser=options.number(),
+            metavar="S",
+            help="of the teacher, that goes into the student; by default the model's own",
+        ),
+    ] = None,
+    start: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(2, 4096),
+            metavar="N",
+            help="steps of the first teacher of progressive; by default 32, less for less time",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="images to train on; by default the teacher's own"),
+    ] = None,
+    number: Annotated[int | None, judged.NUMBER] = None,
+    seed: Annotated[int, judged.SEED] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FOLDER", help="where stages and student go"),
+    ] = None,
+    device: Annotated[str, options.DEVICE] = "auto",
+) -> None:
+    """Make a student of few steps, and show what it costs against its teacher.
+
+    The same command on the same folder continues it; so does fewstep distill FOLDER. Ctrl-C saves
+    and stops.
+    """
+    judged.needs("torch_fidelity", "matplotlib")
+    wish = _Wish(to, method, budget, guidance_scale, start, data, number, seed, device)
+    folder, wish, model = _again(model, wish, out)
+    found, reals = _opened(model, wish)
+    work = _work(found, reals, wish, folder)
+    _announce(work, wish)
+    _make(work, found, reals, wish)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """What was asked for on the command line."""
+
+    to: int | None
+    method: str | None
+    budget: float
+    guidance: float | None
+    start: int | None
+    data: str | None
+    number: int | None
+    seed: int
+    device: str
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a continued distillation needs that its plan does not say."""
+        return {"data": self.data, "number": self.number, "device": self.device}
+
+
+def _again(word: str, wish: _Wish, out: Path | None) -> tuple[Path | None, _Wish, str]:
+    """Return folder, wish and teacher; from the folder of a distillation, as it was begun."""
+    from fewstep.students import run
+
+    folder = Path(word).expanduser()
+    said = run.planned(folder) if folder.is_dir() else None
+    if said is None:
+        if wish.to is None:
+            raise UsageError("--to is missing: give the sampling steps of the student, --to 4")
+        return out, dataclasses.replace(wish, method=wish.method or "auto"), word
+    if out is not None or wish.to is not None or wish.method is not None:
+        raise UsageError(
+            f"{word}: a distillation that has begun, which goes on as it is; leave --to, --method "
+            "and -o out, or give the teacher's folder"
+        )
+    asked, kept = said["asked"], said["kept"]
+    before = dataclasses.replace(
+        wish, to=asked["to"], method=asked["method"], guidance=asked["guidance"],
+        seed=asked["seed"], data=wish.data or kept["data"], number=wish.number or kept["number"],
+    )  # fmt: skip
+    if not Path(asked["model"]).exists() and "/" in asked["model"]:
+        raise CheckpointError(
+            f"{folder}: its teacher {asked['model']} is gone; put it back there: the stages "
+            "that are left need it"
+        )
+    return folder, before, asked["model"]
+
+
+def _opened(word: str, wish: _Wish) -> "tuple[Found, Reals]":
+    """Return the teacher and its images; refuse what cannot be distilled."""
+    from fewstep.cli.resolve import find
+    from fewstep.data import check_classes
+
+    found = find(word)
+    judged.untold(found)
+    if found.model.student:
+        kind = found.model.student.get("kind", "")
+        raise UsageError(
+            f"{word}: a {kind} student already; give its teacher, "
+            f"{found.model.student.get('teacher', 'the model it was made of')}"
+        )
+    reals = judged.reals(wish.data, found)
+    if reals.train.shape != found.model.shape:
+        raise UsageError(
+            f"--data: images of {_size(reals.train.shape)}, the teacher makes "
+            f"{_size(found.model.shape)}; give images of its size"
+        )
+    check_classes(found.model.classes, reals.train.classes, reals.name)
+    return found, reals
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "Work":
+    """Return the plan: of the folder if it holds one, else for the budget."""
+    from fewstep.students import run
+    from fewstep.students.plan import method
+    from fewstep.train import engine
+
+    assert wish.to is not None
+    way = method(wish.method or "auto", wish.to)
+    if way != "progressive" and wish.start is not None:
+        raise UsageError(f"--start {wish.start}: of progressive distillation, not of {way}")
+    scale = found.model.sampling.guidance_scale if wish.guidance is None else wish.guidance
+    asked = run.Asked(
+        _word(found), found.weights, scale, way, wish.to, wish.seed, reals.train.fingerprint
+    )
+    out = (folder or _default(found, asked)).expanduser()
+    place = engine.pick_device(wish.device)
+    engine.tune_cpu()
+    found.model.denoiser.to(place)
+    said = run.planned(out)
+    if said is not None:
+        stages = run.same(said, asked, out)
+        return run.Work(asked, found.model, reals.train, stages, out, wish.device)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"-o {out}: holds something else; choose a free name")
+    stages = _plan(found, reals.train, asked, wish)
+    work = run.Work(asked, found.model, reals.train, stages, out, wish.device)
+    run.record(work, {"kept": wish.kept, "budget": wish.budget})
+    return work
+
+
+def _word(found: "Found") -> str:
+    """Return the word that finds a model again."""
+    from fewstep.cli.resolve import SHIPPED
+
+    return found.name if found.path.parent == SHIPPED else str(found.path.absolute())
+
+
+def _default(found: "Found", asked: Any) -> Path:
+    """Return the folder of a distillation that was given none."""
+    kind = (
+        asked.method
+        if asked.method == "progressive"
+        else asked.method.replace("ect", "consistency")
+    )
+    name = f"{kind}-{asked.to}" + ("" if asked.guidance == 1 else f"-s{asked.guidance:g}")
+    if found.path.parent.name == "checkpoints":
+        return found.path.parent.parent / "students" / name
+    return Path("runs") / f"{found.name}-{name}"
+
+
+def _plan(found: "Found", images: "Images", asked: Any, wish: _Wish) -> Any:
+    """Return stages for the budget, at the speed that is measured here.
+
+    Raises:
+        UsageError: the budget is too small; says what would be enough.
+    """
+    from fewstep import students
+    from fewstep.train import engine
+    from fewstep.train.log import clock
+
+    place = engine.pick_device(wish.device)
+    with engine.memory("the batch is too large for this machine"):
+        per_image = students.pace(found.model, asked.guidance, images, asked.method, place)
+    count = wish.budget / per_image
+    note(f"speed of {asked.method} here: {1 / per_image:,.0f} images/s")
+    try:
+        if asked.method == "progressive":
+            return students.ladder(asked.to, count, wish.start)
+        return students.single(asked.method, asked.to, count)
+    except students.TooSmall as e:
+        raise UsageError(
+            f"--budget: {clock(wish.budget)} is too short, {count:,.0f} images at the speed of "
+            f"this machine; at least {clock(1.1 * wish.budget / e.share)} would be enough"
+            + (", or give a smaller --start" if wish.start else "")
+        ) from None
+
+
+def _announce(work: "Work", wish: _Wish) -> None:
+    """Print where the work lies and what it will do."""
+    from fewstep.cli import record
+
+    record.json_file(work.out / "environment.json", record.environment(wish.device))
+    result(f"distillation: {work.out}")
+    asked = work.asked
+    note(f"teacher: {asked.model}, guidance scale {asked.guidance:g}; method {asked.method}")
+    for i, stage in enumerate(work.stages):
+        first = f"{2 * stage.steps} -> " if asked.method == "progressive" else ""
+        note(
+            f"  stage {i + 1}: {first}{stage.steps} steps, {stage.updates} updates of "
+            f"{stage.batch_size} images"
+        )
+
+
+def _make(work: "Work", found: "Found", reals: "Reals", wish: _Wish) -> None:
+    """Train stage after stage, hold each student against its teacher, and end with the table."""
+    from fewstep import students
+    from fewstep.students import run
+
+    quick = _judge(work, reals, _QUICK)
+    done: list[Rung] = []
+    began, spent = time.monotonic(), 0.0
+    note("stage: copy error against the teacher of twice the steps, distance to real images")
+    for rung in students.rungs(work):
+        done.append(rung)
+        spent += rung.seconds
+        if _worse(work, found, reals, quick, rung):
+            break
+    last = done[-1]
+    if last.stage.method != "progressive" and last.stage.steps > 1:
+        last = done[-1] = _searched(work, reals, quick, last)
+    run.keep(work, last)
+    note(f"trained {spent:.0f} s of {time.monotonic() - began:.0f} s; measuring")
+    _frontier(work, found, reals, done, wish)
+
+
+def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
+    rules = judged.rules("small-1k", n, None, "fp32")
+    return judged.judge(rules, reals, device="cpu", folder=work.out / "eval")
+
+
+def _items(
+    work: "Work", found: "Found", reals: "Reals", judge: "Judge", rows: "list[Row]"
+) -> "list[Item]":
+    """Return rows of one model as what is to be measured."""
+    from fewstep.report.work import Item
+
+    subject = judged.subject(found, reals, judge.rules, 0, work.device)
+    return [Item.of_row(row, subject, work.out / "eval" / "samples") for row in rows]
+
+
+def _lines(judge: "Judge", items: "list[Item]") -> "list[Line]":
+    """Make and measure items."""
+    from fewstep.report.work import Work as Measured
+
+    todo = Measured(judge, items)
+    meter.do(todo)
+    return [todo.line(item, todo.n) for item in items]
+
+
+def _found(work: "Work", rung: "Rung") -> "Found":
+    """Return a student as a model that was found."""
+    from fewstep.cli.resolve import Found
+    from fewstep.students import run
+
+    name = f"{work.asked.method}-{rung.stage.steps}"
+    return Found(work.out, name, rung.model, run.digest(rung.model))
+
+
+def _row(rung: "Rung") -> "Row":
+    from fewstep.report.spec import Row
+
+    s = rung.model.sampling
+    return Row(f"{rung.stage.method} {s.steps}", s, "student")
+
+
+def _taught(work: "Work", steps: int) -> "Row":
+    """Return the first teacher in so many steps of DDIM, as a row."""
+    from fewstep import sampling
+    from fewstep.report.spec import Row
+
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "steps": steps, "spacing": "even"}
+    changes["guidance_scale"] = work.asked.guidance
+    return Row(f"DDIM {steps}", sampling.changed(work.teacher.sampling, changes), "teacher")
+
+
+def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "Rung") -> bool:
+    """Print a rung; say whether the student is worse than the teacher at as many evaluations.
+
+    Worse means by more than both intervals.
+    """
+    doubled = guidance.doubled(found.model, work.asked.guidance)
+    steps = max(1, rung.stage.steps // 2) if doubled else rung.stage.steps
+    theirs = _items(work, found, reals, judge, [_taught(work, steps)])
+    ours = _items(work, _found(work, rung), reals, judge, [_row(rung)])
+    student, teacher = _lines(judge, [*ours, *theirs])
+    a, b = student.figures[-1], teacher.figures[-1]
+    for f in student.figures:
+        if f.name.startswith("FD-"):
+            a, other = f, teacher.figure(f.name)
+            assert other is not None
+            b = other
+    copied = "" if rung.copied is None else f"copy error {rung.copied:.4f}, "
+    what = f"{theirs[0].nfe} evaluations of the teacher"
+    result(
+        f"{rung.stage.steps} steps: {copied}{a.name} {a.value:.3g}; {what}: {b.value:.3g} "
+        f"({_QUICK} images)"
+    )
+    worse = a.value - a.half > b.value + b.half
+    if worse:
+        console.warn(
+            f"stopped: this student is worse than its teacher in as many evaluations "
+            f"({a.name} {a.value:.3g} against {b.value:.3g}); give a longer --budget, or another "
+            "--method"
+        )
+    return worse
+
+
+def _searched(work: "Work", reals: "Reals", judge: "Judge", rung: "Rung") -> "Rung":
+    """Return a consistency student with the middle level that suits it best."""
+    return rung
+
+
+def _frontier(
+    work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", wish: _Wish
+) -> None:
+    """Measure teacher and students under one protocol; print and write the table."""
+    from fewstep.cli.compare import _write
+
+    judge = _judge(work, reals, wish.number or 1000)
+    counts = sorted({_FINE, *(r.stage.steps for r in done)}, reverse=True)
+    items = _items(work, found, reals, judge, [_taught(work, n) for n in counts])
+    for rung in done:
+        items += _items(work, _found(work, rung), reals, judge, [_row(rung)])
+    lines = _lines(judge, items)
+    label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
+    _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])

@@ -1,0 +1,210 @@
+"""Teachers and students: what is frozen, what is trained, and what a finished student says.
+
+A student is its teacher's network, read in a way that is regular where few steps go: a network
+that says eps, or the image, becomes one that says both (`denoiser.BOTH`), with the other half at
+zero. The rest of it, classes and process, is its teacher's.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep import steer
+from fewstep.denoiser import BOTH, EDM, EPS, X0, Denoiser, NetDenoiser, V
+from fewstep.distill import PRESETS, Progressive
+from fewstep.distill.pairs import bounds
+from fewstep.errors import UsageError
+from fewstep.model import Model, Sampling
+from fewstep.nets.unet import UNet
+from fewstep.objectives import Objective
+from fewstep.solvers import grids
+from fewstep.students.plan import PROGRESSIVE, Stage
+from fewstep.train.config import FitConfig
+
+HIGH = 80.0
+"""Noise level sigma / alpha from which a consistency model starts, or what the process reaches."""
+MIDDLE = 0.8
+"""Level from which its second step starts until a better one is found."""
+DROP = 0.1
+"""Share of labels left out where teacher and student know the null condition."""
+
+
+def teacher(model: Model, scale: float) -> Denoiser:
+    """Return a model's denoiser as a teacher: guided, not clipped, frozen.
+
+    Args:
+        model: in evaluation mode.
+        scale: of classifier-free guidance; 1 = none.
+
+    Raises:
+        UsageError: guidance of a model that cannot be guided.
+    """
+    settings = Sampling(guidance_scale=scale, clip=False)
+    found = steer.guided(model, settings).eval()
+    return found.requires_grad_(False)
+
+
+def student(model: Model, method: str) -> Model:
+    """Return a copy of a model to be trained as a student.
+
+    Args:
+        model: the teacher; it is not changed.
+        method: "progressive" or a name in `distill.PRESETS`.
+
+    Raises:
+        UsageError: a parametrisation, or a network, that cannot be distilled.
+    """
+    own = model.denoiser
+    assert isinstance(own, NetDenoiser)
+    kept = (V, EDM, BOTH, X0) if method == PROGRESSIVE else (V, EDM, BOTH)
+    convert = own.param not in kept
+    if convert and own.param not in (EPS, X0):
+        raise UsageError(
+            f"param {own.param!r}: a network that says this is not distilled by {method}; allowed "
+            "are V, EDM, BOTH, EPS and X0"
+        )
+    net = _reshaped(own.net, model.shape[0], own.param if convert else None)
+    for part in net.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    param = BOTH if convert else own.param
+    denoiser = NetDenoiser(net, own.process, param, own.label, own.null)
+    about = {k: v for k, v in model.about.items() if k not in ("step", "weights")}
+    return dataclasses.replace(
+        model, denoiser=denoiser.requires_grad_(True), tuned={}, about=about
+    )
+
+
+def _reshaped(net: nn.Module, channels: int, said: object) -> nn.Module:
+    """Return a copy of a network without a learned variance; with both views where `said`."""
+    config = getattr(net, "config", None)
+    outputs = 2 * channels if said is not None else channels
+    own = getattr(config, "out_channels", outputs)
+    if said is None and (own == outputs or not isinstance(net, UNet)):
+        return copy.deepcopy(net)
+    if not isinstance(net, UNet):
+        raise UsageError(
+            f"a {type(net).__name__} that says {said!r}: only a U-Net is turned into one that "
+            "says both"
+        )
+    with torch.random.fork_rng(devices=[]):
+        other = UNet(dataclasses.replace(net.config, out_channels=outputs))
+    weights = net.state_dict()
+    for name in ("head.weight", "head.bias"):
+        first = weights[name][:channels]
+        rest = torch.zeros_like(first)
+        if said is X0:
+            weights[name] = torch.cat([first, rest])
+        else:
+            weights[name] = first if said is None else torch.cat([rest, first])
+    other.load_state_dict(weights)
+    return other.to(next(net.parameters()).device)
+
+
+def grid(model: Model, steps: int) -> Tensor:
+    """Return the grid of a ladder's first teacher, shape (steps + 1,).
+
+    Even in t, the time in which VP processes are made; on those whose noise grows without bound,
+    Karras' levels, which are right for them.
+    """
+    process = model.denoiser.process
+    if float(process.alpha(1.0)) == 1.0:
+        return grids.karras(process, steps)
+    return grids.uniform(steps)
+
+
+def sampling(model: Model, stage: Stage, times: Tensor) -> Sampling:
+    """Return the preset of a student.
+
+    Args:
+        model: its teacher.
+        stage: how it was trained.
+        times: the grid of the ladder's first teacher; unused for consistency models.
+    """
+    process, clip = model.denoiser.process, model.sampling.clip
+    if stage.method != PROGRESSIVE:
+        high = bounds(process, 1e-3, HIGH)[1]
+        levels = middles(high, stage.steps)
+        return Sampling("consistency", stage.steps, clip=clip, levels=levels)
+    mine = times[:: (len(times) - 1) // stage.steps].tolist()
+    if torch.equal(torch.tensor(mine).double(), grids.uniform(stage.steps)):
+        return Sampling("ddim", stage.steps, clip=clip)
+    pairs = [process.levels(t) for t in mine[:-1]]
+    levels = tuple(float(sigma) / float(alpha) for alpha, sigma in pairs)
+    return Sampling("ddim", stage.steps, clip=clip, levels=levels)
+
+
+def middles(high: float, steps: int, middle: float = MIDDLE) -> tuple[float, ...]:
+    """Return the levels from which the steps of a consistency model start.
+
+    From the highest to `middle` for two steps; further ones lie below it, each a third.
+
+    >>> middles(80.0, 3)
+    (80.0, 0.8, 0.26666666666666666)
+    """
+    return (high, *(middle / 3**k for k in range(steps - 1)))
+
+
+def objective(
+    stage: Stage, frozen: Denoiser, times: Tensor, name: str, drop: float = 0.0
+) -> Objective:
+    """Return what a stage minimises.
+
+    Args:
+        stage: which method, and its student's steps.
+        frozen: the stage's teacher.
+        times: the grid of the ladder's first teacher.
+        name: says which teacher it is.
+        drop: probability that a label is left out.
+    """
+    if stage.method == PROGRESSIVE:
+        stride = (len(times) - 1) // (2 * stage.steps)
+        return Progressive(frozen, tuple(times[::stride].tolist()), drop=drop, name=name)
+    goal = PRESETS[stage.method](frozen, stage.updates, name)
+    return dataclasses.replace(goal, drop=drop)
+
+
+def config(stage: Stage, seed: int) -> FitConfig:
+    """Return how a stage is trained: the paper's constant settings, scaled by the budget."""
+    progressive = stage.method == PROGRESSIVE
+    return FitConfig(
+        steps=stage.updates,
+        batch_size=stage.batch_size,
+        lr=stage.lr,
+        warmup=0 if progressive else min(100, stage.updates // 10),
+        decay="linear" if progressive else "cosine",
+        weight_decay=0.0,
+        clip=1.0 if progressive else 1e6,  # weights of 1 / (u - r) make large gradients
+        ema_decay=0.0 if progressive else 0.995,
+        seed=seed,
+        checkpoint_every=max(50, stage.updates // 10),
+        keep=2,
+        sample_every=max(50, stage.updates // 4),
+    )
+
+
+def finished(
+    model: Model, taught: Model, stage: Stage, preset: Sampling, facts: Mapping[str, Any]
+) -> Model:
+    """Return a trained student with all that belongs to it.
+
+    Args:
+        model: the student after training.
+        taught: the first teacher.
+        stage: how it was trained.
+        preset: how it is sampled.
+        facts: name and weights of the teacher, its guidance.
+    """
+    record = {
+        "kind": "progressive" if stage.method == PROGRESSIVE else "consistency",
+        "method": stage.method,
+        "steps": stage.steps,
+        **facts,
+    }
+    about = {**taught.about, **{k: v for k, v in model.about.items() if k in ("step", "weights")}}
+    about.pop("recipe", None)
+    return dataclasses.replace(model, sampling=preset, student=record, about=about)

@@ -1,0 +1,156 @@
+"""From a budget of time to the stages of a distillation.
+
+A plan is made once, from the speed that was measured, and kept with the run: the same command
+continues the same plan, whatever the machine does meanwhile.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fewstep.distill import PRESETS, halved
+from fewstep.errors import UsageError
+
+PROGRESSIVE = "progressive"
+METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
+"""What may be asked for: "consistency" is the preset "ect", "auto" that for 1 or 2 steps and
+progressive distillation for more."""
+
+START = 32
+"""Steps of the first teacher of a ladder, where the budget allows: more than its student needs."""
+LEAST = 100
+"""Optimizer steps that a stage needs to be worth its name."""
+ENOUGH = 800
+"""Optimizer steps from which on a budget rather buys larger batches."""
+BATCHES = (512, 256, 128, 64, 32)
+HALVED = tuple(2**k for k in range(6))
+LATE = 2
+"""Students of so few steps get twice the updates: their step is the longest (section 4 of the
+paper has 100 thousand for the last two stages and 50 for the others)."""
+_LR = {PROGRESSIVE: 3e-4, "consistency-training": 4e-4}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a student.
+
+    Attributes:
+        method: "progressive" or a name in `distill.PRESETS`.
+        steps: sampling steps of the student.
+        updates: optimizer steps.
+        batch_size: images of each.
+        lr: peak learning rate.
+    """
+
+    method: str
+    steps: int
+    updates: int
+    batch_size: int
+    lr: float
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self.updates * self.batch_size
+
+    def plain(self) -> dict[str, Any]:
+        """Return the stage as JSON values."""
+        return asdict(self)
+
+
+def method(asked: str, to: int) -> str:
+    """Return "progressive" or the name of a preset.
+
+    Args:
+        asked: a name in `METHODS`.
+        to: sampling steps of the student.
+
+    Raises:
+        UsageError: a number of steps that the method does not reach.
+    """
+    found = asked if asked != "auto" else "consistency" if to <= LATE else PROGRESSIVE
+    if found == PROGRESSIVE and to not in HALVED:
+        raise UsageError(
+            f"--to {to}: the halving of progressive distillation ends at "
+            f"{', '.join(map(str, HALVED[:-1]))} or {HALVED[-1]} steps; take one of these, or "
+            "--method consistency"
+        )
+    return "ect" if found == "consistency" else found
+
+
+def ladder(to: int, images: float, start: int | None = None) -> tuple[Stage, ...]:
+    """Return the stages of progressive distillation.
+
+    Args:
+        to: sampling steps of the last student, a power of two.
+        images: how many training images the budget buys.
+        start: steps of the first teacher, or None for what the budget bears: `START` and less.
+
+    Returns:
+        a stage for each halving, with equally many images but for those of `LATE` steps.
+
+    Raises:
+        UsageError: the budget is too small for one stage, or `start` is not halved to `to`.
+    """
+    starts = [start] if start is not None else _starts(to)
+    for first in starts:
+        counts = halved(first, to)[1:]
+        if not counts:
+            raise UsageError(f"--start {first}: must be above --to {to}, to be halved")
+        shares = [2.0 if n <= LATE else 1.0 for n in counts]
+        each = images / sum(shares)
+        if each >= LEAST * BATCHES[-1] or first == starts[-1]:
+            return tuple(
+                _stage(PROGRESSIVE, n, share * each)
+                for n, share in zip(counts, shares, strict=True)
+            )
+    raise AssertionError("no start")  # the last one always returns or raises
+
+
+def single(name: str, to: int, images: float) -> tuple[Stage, ...]:
+    """Return the one stage of a consistency model.
+
+    Args:
+        name: in `distill.PRESETS`.
+        to: sampling steps it is saved with.
+        images: how many training images the budget buys.
+
+    Raises:
+        UsageError: the budget is too small.
+    """
+    return (_stage(name, to, images),)
+
+
+def enough(stages: Iterable[Stage], per_image: float) -> float:
+    """Return the seconds that stages take at so many seconds per image."""
+    return sum(stage.images for stage in stages) * per_image
+
+
+class TooSmall(UsageError):
+    """Report a budget that does not pay for one stage.
+
+    Attributes:
+        share: of what would be enough, in (0, 1).
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__(
+            f"the budget pays for {100 * share:.0f} % of what the shortest stages need"
+        )
+        self.share = share
+
+
+def _starts(to: int) -> list[int]:
+    """Return what a ladder may start from, the best first."""
+    most = max(START, 2 * to)
+    return [to << k for k in range(int(math.log2(most / to)), 0, -1)]
+
+
+def _stage(name: str, steps: int, images: float) -> Stage:
+    """Return a stage of so many images: as large a batch as leaves enough updates."""
+    batch = next((b for b in BATCHES if images / b >= ENOUGH), BATCHES[-1])
+    updates = round(images / batch)
+    if updates < LEAST:
+        raise TooSmall(images / batch / LEAST)
+    return Stage(name, steps, updates, batch, _LR.get(name, 1e-4))

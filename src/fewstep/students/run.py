@@ -1,0 +1,301 @@
+"""Distillation as a run: stage after stage, each continued where it was, with its own teacher.
+
+The folder holds `distill.json`, what was asked for and the plan; `stages/N/`, an ordinary training
+run for each student of N steps, whose newest checkpoint is that student and the next one's
+teacher; and at the end `student/`, the model to keep.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep import solvers
+from fewstep.conditions import Cond
+from fewstep.data import Images
+from fewstep.denoiser import Denoiser, NetDenoiser
+from fewstep.errors import CheckpointError, ResourceError, UsageError
+from fewstep.files import replacing
+from fewstep.model import Model
+from fewstep.students import make
+from fewstep.students.plan import PROGRESSIVE, Stage
+from fewstep.train import checkpoint, engine
+from fewstep.train.fit import fit
+from fewstep.train.log import say
+
+RECORD, STUDENT, STAGES = "distill.json", "student", "stages"
+_COPIED = 64  # images of a copy error
+_PACE = 3.0  # seconds that a measurement of speed takes at least
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What makes a distillation this one.
+
+    Attributes:
+        model: what the teacher is called.
+        weights: SHA-256 of its weights.
+        guidance: scale that goes into the student.
+        method: "progressive" or a name in `distill.PRESETS`.
+        to: sampling steps of the student.
+        seed: of all random numbers.
+        data: fingerprint of the training images.
+    """
+
+    model: str
+    weights: str
+    guidance: float
+    method: str
+    to: int
+    seed: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """A distillation that is planned.
+
+    Attributes:
+        asked: what was asked for.
+        teacher: the model that is distilled, in evaluation mode, on the device.
+        images: to train on.
+        stages: the plan.
+        out: the folder.
+        device: where to train.
+    """
+
+    asked: Asked
+    teacher: Model
+    images: Images
+    stages: tuple[Stage, ...]
+    out: Path
+    device: str = "auto"
+
+    @property
+    def times(self) -> Tensor:
+        """The grid of the ladder's first teacher, shape (steps + 1,)."""
+        return make.grid(self.teacher, 2 * self.stages[0].steps)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A student that is made.
+
+    Attributes:
+        stage: how.
+        model: the student with its preset and its record, in evaluation mode.
+        copied: root mean square difference, in pixel values of [-1, 1], between its images and
+            those of its teacher in twice the steps from the same noise; None for consistency
+            models, which have no teacher of twice the steps.
+        seconds: of training in this call.
+    """
+
+    stage: Stage
+    model: Model
+    copied: float | None
+    seconds: float
+
+
+def rungs(work: Work) -> Iterator[Rung]:
+    """Make the students of a plan, one after the other.
+
+    Raises:
+        as `train.fit`; CheckpointError where a stage that was finished is gone.
+    """
+    frozen = make.teacher(work.teacher, work.asked.guidance)
+    first = f"{work.asked.weights[:16]} guidance {work.asked.guidance:g}"
+    start, name = work.teacher, first
+    plain = work.asked.guidance == 1 and work.teacher.denoiser.null is True
+    for stage in work.stages:
+        began, out = time.monotonic(), place(work.out, stage)
+        model = _begin(start, stage, plain, work.asked)
+        goal = make.objective(stage, frozen, work.times, name, make.DROP if plain else 0.0)
+        settings = make.config(stage, work.asked.seed)
+        found = fit(model, work.images, goal, settings, out, device=work.device)
+        taught = _finished(found, work, stage)
+        copied = None
+        if stage.method == PROGRESSIVE:
+            copied = apart(frozen, taught, stage, work.times)
+        yield Rung(stage, taught, copied, time.monotonic() - began)
+        start, frozen = taught, make.teacher(taught, 1.0)
+        name = f"{first}, {stage.steps} steps: {digest(taught)}"
+
+
+def _begin(start: Model, stage: Stage, null: bool, asked: Asked) -> Model:
+    """Return a student before its training."""
+    model = make.student(start, stage.method)
+    assert isinstance(model.denoiser, NetDenoiser)
+    model.denoiser.null = null
+    facts = {"teacher": asked.model, "teacher_sha256": asked.weights, "guidance": asked.guidance}
+    return dataclasses.replace(model, student={"kind": "training", **facts})
+
+
+def _finished(found: Model, work: Work, stage: Stage) -> Model:
+    """Return a trained student, apart from the trainer."""
+    asked = work.asked
+    facts = {
+        "teacher": asked.model,
+        "teacher_sha256": asked.weights,
+        "guidance": asked.guidance,
+        "images": sum(s.images for s in work.stages if s.steps >= stage.steps),
+    }
+    preset = make.sampling(work.teacher, stage, work.times)
+    own = dataclasses.replace(found, denoiser=copy.deepcopy(found.denoiser).eval())
+    return make.finished(own, work.teacher, stage, preset, facts)
+
+
+@torch.no_grad()
+def apart(frozen: Denoiser, taught: Model, stage: Stage, times: Tensor) -> float:
+    """Return the copy error of a student: see `Rung`.
+
+    Args:
+        frozen: its teacher.
+        taught: the student.
+        stage: its stage.
+        times: the grid of the ladder's first teacher.
+    """
+    assert isinstance(taught.denoiser, NetDenoiser)
+    device = next(taught.denoiser.parameters()).device
+    shape = (_COPIED, *taught.shape)
+    cond: Cond = None
+    if taught.classes:
+        cond = torch.arange(_COPIED, device=device) % len(taught.classes)
+    stride = (len(times) - 1) // (2 * stage.steps)
+    ddim = solvers.DDIM()
+    theirs = solvers.generate(frozen, shape, times[::stride], ddim, cond)
+    ours = solvers.generate(taught.denoiser, shape, times[:: 2 * stride], ddim, cond)
+    return float((theirs - ours).square().mean().sqrt())
+
+
+def pace(
+    teacher: Model, guidance: float, images: Images, method: str, device: torch.device
+) -> float:
+    """Return the seconds that an image takes in training, measured here.
+
+    Args:
+        teacher: the model that is distilled, on the device.
+        guidance: scale that its predictions get.
+        images: to train on.
+        method: see `plan.Stage`.
+        device: where to train.
+    """
+    stage = Stage(method, 1, 1000, 64, 1e-4)
+    model = make.student(teacher, method)
+    assert isinstance(model.denoiser, NetDenoiser)
+    net = model.denoiser.net.to(device).train()
+    frozen = make.teacher(teacher, guidance)
+    goal = make.objective(stage, frozen, make.grid(teacher, 2), "")
+    bf16 = engine.pick_precision("auto", device) == "bf16"
+    noise = torch.Generator(device).manual_seed(0)
+    ids = torch.arange(stage.batch_size).numpy() % len(images)
+    x, y = (part.to(device) for part in images.batch(ids))
+    cond = y if images.classes else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        done, began = -2, time.monotonic()
+        while done < 1 or time.monotonic() - began < _PACE:
+            if done == 0:
+                began = time.monotonic()
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                losses = goal(model.denoiser, x, cond, 0, noise)
+            losses.float().mean().backward()
+            net.zero_grad(set_to_none=True)
+            done += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return (time.monotonic() - began) / (done * stage.batch_size)
+
+
+def place(out: Path, stage: Stage) -> Path:
+    """Return the run folder of a stage."""
+    return out / STAGES / str(stage.steps)
+
+
+def digest(model: Model) -> str:
+    """Return the first characters of a SHA-256 of a model's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.network(model).state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def planned(out: Path) -> dict[str, Any] | None:
+    """Return what a folder says of its distillation, or None where there is none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = out / RECORD
+    if not path.is_file():
+        return None
+    try:
+        said = json.loads(path.read_text("utf-8"))
+        Asked(**said["asked"])
+        [Stage(**stage) for stage in said["stages"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({e}); choose another -o") from None
+    return said
+
+
+def same(said: Mapping[str, Any], asked: Asked, out: Path) -> tuple[Stage, ...]:
+    """Return the plan of a folder if it is of what is asked for.
+
+    Raises:
+        UsageError: it is another; names what differs, old -> new.
+    """
+    before, now = said["asked"], dataclasses.asdict(asked)
+    differ = [
+        f"{key} {_short(before.get(key))} -> {_short(now[key])}"
+        for key in now
+        if key != "model" and before.get(key) != now[key]
+    ]
+    if differ:
+        raise UsageError(
+            f"{out} holds another distillation: {'; '.join(differ)}; choose another -o, or give "
+            "what it was begun with"
+        )
+    return tuple(Stage(**stage) for stage in said["stages"])
+
+
+def record(work: Work, facts: Mapping[str, Any]) -> None:
+    """Write down what was asked for, and the plan.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    value = {
+        "asked": dataclasses.asdict(work.asked),
+        "stages": [stage.plain() for stage in work.stages],
+        **facts,
+    }
+    try:
+        work.out.mkdir(parents=True, exist_ok=True)
+        with replacing(work.out / RECORD, sync=True) as aside:
+            aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as e:
+        raise ResourceError(f"cannot write {work.out}: {e.strerror or e}") from e
+
+
+def keep(work: Work, rung: Rung) -> Path:
+    """Save a student as the model to keep; return its folder.
+
+    Raises:
+        ResourceError: the disk refuses.
+    """
+    path = work.out / STUDENT
+    checkpoint.save_model(rung.model, path)
+    say(f"{path}: a {rung.stage.steps}-step student")
+    return path
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else f"{text[:12]}..."
