@@ -11,7 +11,7 @@ from fewstep.errors import UsageError
 from fewstep.process import EDM, VP, Process
 from fewstep.solvers import DPMSolverPP, DPMSolverPP2S, grids
 from fewstep.solvers.exponential import Node, follow, moments
-from laws.cases import PROCESSES, largest, mixture, normal, truth, walk
+from laws.cases import PROCESSES, Straight, counted, largest, mixture, normal, truth, walk
 
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
 
@@ -101,6 +101,20 @@ def test_the_singlestep_step_is_the_papers(p: Process) -> None:
     want = p.sigma(s) / p.sigma(t) * x - p.alpha(s) * math.expm1(-1.4) * exact(u, m).x0
     got, _ = DPMSolverPP2S().step(exact, x, t, s)
     assert largest(got, want) < 1e-10 * float(1 + x.abs().max())
+
+
+@pytest.mark.parametrize("s", [0.8, 0.0])
+def test_the_singlestep_step_from_pure_noise_has_no_middle(s: float) -> None:
+    """It is one of order 1 with one evaluation, whether it ends on clean data or before."""
+    net, x = counted(Straight()), normal(4, 2)
+    with torch.no_grad():
+        got, _ = DPMSolverPP2S().step(net, x, 1.0, s)
+        assert net.net.images == len(x)
+        want, _ = DPMSolverPP(1).step(net, x, 1.0, s)
+        ones = torch.ones(4, dtype=torch.float64)
+        batch, _ = DPMSolverPP2S().step(net, x, ones, s * ones)
+    assert largest(got, want) < 1e-12
+    assert largest(batch, want) < 1e-12
 
 
 def test_short_grids_end_with_lower_orders() -> None:
