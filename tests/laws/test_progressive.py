@@ -181,6 +181,14 @@ def test_the_loss_of_a_perfect_student_is_nothing() -> None:
     assert float(far.mean()) > 1e-3
 
 
+def test_the_grid_of_a_device_is_made_once() -> None:
+    """A training step copies nothing to its device."""
+    goal = Progressive(mixture(Cosine()), (1.0, 0.6, 0.0))
+    device = torch.device("cpu")
+    assert goal._grid(device) is goal._grid(device)
+    assert goal._grid(device).tolist() == [1.0, 0.6, 0.0]
+
+
 def test_the_ladder_halves() -> None:
     assert halved(8, 1) == [8, 4, 2, 1]
     assert halved(12, 3) == [12, 6, 3]
