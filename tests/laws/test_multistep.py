@@ -142,3 +142,6 @@ def test_what_the_multistep_solvers_refuse() -> None:
     for bad in ({"order": 4}, {"order": 2, "legacy": True}, {"steps": -1}):
         with pytest.raises(UsageError, match=r"allowed are 1, 2 and 3|needs steps >= 0"):
             DPMSolverPP(**bad)
+    for solver in (DPMSolverPP(), DPMSolverPP2S()):
+        with pytest.raises(UsageError, match="log-SNR is infinite on clean data"):
+            solver.check(VP(), [0.0, 0.5])
