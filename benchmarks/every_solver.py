@@ -1,4 +1,4 @@
-"""Row S8: what an evaluation costs beside the network, for every solver and its peers.
+"""Row S8: what an evaluation costs beside the network, for every solver that a peer has.
 
 Here the network returns a constant, so that nothing is subtracted: the figure is the whole time
 of a run of 50 steps divided by the network's calls, which are counted. It says what the program

@@ -365,7 +365,8 @@ def main(words: list[str]) -> int:
     cells = json.loads(STORED.read_text("utf-8")) if STORED.exists() else {}
     pages = STORED.with_suffix(".md"), STORED.with_suffix(".svg")
     if words == ["--check"]:
-        return int(pages[0].read_text("utf-8") != page(cells))
+        made = page(cells), figure(cells)
+        return int(tuple(p.read_text("utf-8") for p in pages) != made)
     run = Path(words[0]) if words else None
     if run is None:
         print("without MNIST: fewstep train mnist, then give runs/mnist", file=sys.stderr)

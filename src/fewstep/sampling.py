@@ -322,10 +322,10 @@ def for_steps(
     """Return changes with sampler and grid for a number of steps, where that alone is said.
 
     A preset that `tune` found for so many steps comes first, guided for guided sampling. Else, for
-    another number than the preset's, it is the best of `DEFAULTS` at the nearest. Nothing is for
-    fewer than 3 steps, far from all that was measured; for a preset that draws noise; for models
-    that were made for few steps and follow no ODE, which are consistency models and presets of
-    fewer than `FEW` steps; and for processes on which the solver cannot start.
+    another number than the preset's, it is the best of `DEFAULTS` at the nearest. Nothing is
+    taken for fewer than 3 steps, far from all that was measured; for a preset that draws noise;
+    for models that were made for few steps and follow no ODE, which are consistency models and
+    presets of fewer than `FEW` steps; and for processes on which the solver cannot start.
 
     Args:
         model: has the preset and the tuned ones.

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep import guide, process, solvers
+from fewstep import guide, process, shapes, solvers
 from fewstep.denoiser import Cond, Denoiser, NetDenoiser, V
 from fewstep.exact import Mixture
 from fewstep.process import Process, Tabulated
+from fewstep.shapes import Number
 from fewstep.solvers import Solver
 
 # One of each kind with its default values, and the other tables of DDPM.
@@ -41,6 +42,19 @@ def uneven(p: Process) -> Mixture:
     means = torch.tensor([[-1.0, 0.3], [0.8, -0.6], [0.2, 1.1]], dtype=torch.float64)
     std = torch.tensor([0.04, 0.09, 0.0625], dtype=torch.float64).sqrt()
     return Mixture(p, means, std, weights=torch.tensor([0.3, 0.45, 0.25]))
+
+
+class Straight(Process):
+    """A straight line from the data to noise without a trace of signal."""
+
+    def alpha(self, t: Number) -> Number:
+        return 1 - t
+
+    def sigma(self, t: Number) -> Number:
+        return t
+
+    def time(self, logsnr: Number) -> Number:
+        return 1 / (1 + shapes.exp(logsnr / 2))
 
 
 class TinyNet(nn.Module):

@@ -151,3 +151,5 @@ def test_bad_settings_are_refused():
     blind = mixture(Tabulated(zero_terminal_snr=True))
     with pytest.raises(UsageError, match="no signal is left"):
         sample(blind, (2, 2), grids.uniform(3), PredictorCorrector(None))
+    with pytest.raises(UsageError, match="largest legal eta"):  # the predictor's own refusal
+        sample(mixture(VP()), (2, 2), grids.uniform(3), PredictorCorrector(DDIM(1e6)))

@@ -11,7 +11,7 @@ from fewstep.errors import UsageError
 from fewstep.process import EDM, VP, Process
 from fewstep.solvers import DPMSolverPP, DPMSolverPP2S, grids
 from fewstep.solvers.exponential import Node, follow, moments
-from laws.cases import PROCESSES, largest, mixture, normal, truth, walk
+from laws.cases import PROCESSES, Straight, counted, largest, mixture, normal, truth, walk
 
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
 
@@ -103,6 +103,20 @@ def test_the_singlestep_step_is_the_papers(p: Process) -> None:
     assert largest(got, want) < 1e-10 * float(1 + x.abs().max())
 
 
+@pytest.mark.parametrize("s", [0.8, 0.0])
+def test_the_singlestep_step_from_pure_noise_has_no_middle(s: float) -> None:
+    """It is one of order 1 with one evaluation, whether it ends on clean data or before."""
+    net, x = counted(Straight()), normal(4, 2)
+    with torch.no_grad():
+        got, _ = DPMSolverPP2S().step(net, x, 1.0, s)
+        assert net.net.images == len(x)
+        want, _ = DPMSolverPP(1).step(net, x, 1.0, s)
+        ones = torch.ones(4, dtype=torch.float64)
+        batch, _ = DPMSolverPP2S().step(net, x, ones, s * ones)
+    assert largest(got, want) < 1e-12
+    assert largest(batch, want) < 1e-12
+
+
 def test_short_grids_end_with_lower_orders() -> None:
     """Of 8 steps the last is of order 1 and the one before of order 2; of 20 steps none."""
     p = VP()
@@ -128,3 +142,6 @@ def test_what_the_multistep_solvers_refuse() -> None:
     for bad in ({"order": 4}, {"order": 2, "legacy": True}, {"steps": -1}):
         with pytest.raises(UsageError, match=r"allowed are 1, 2 and 3|needs steps >= 0"):
             DPMSolverPP(**bad)
+    for solver in (DPMSolverPP(), DPMSolverPP2S()):
+        with pytest.raises(UsageError, match="log-SNR is infinite on clean data"):
+            solver.check(VP(), [0.0, 0.5])

@@ -171,6 +171,14 @@ def test_exponentials_of_floats_overflow_as_those_of_tensors_do() -> None:
     assert process.EDM().time(-2000.0) == math.inf
 
 
+def test_the_cosine_never_passes_zero() -> None:
+    """An angle that rounding leaves above pi / 2 has the cosine of pi / 2, in both forms."""
+    for angle in (math.pi / 2, math.nextafter(math.pi / 2, 2.0)):
+        assert shapes.cos(angle) == math.cos(math.pi / 2)
+        assert float(shapes.cos(torch.tensor(angle).double())) == math.cos(math.pi / 2)
+    assert float(shapes.cos(torch.tensor(math.pi / 2))) == pytest.approx(6.1e-17, rel=0.01)
+
+
 def test_a_coefficient_that_broadcasts_already_is_cast_and_checked() -> None:
     x = torch.zeros(3, 2)
     for shape in ((3, 1), (1, 1), (3, 2)):

@@ -181,6 +181,37 @@ def test_the_loss_of_a_perfect_student_is_nothing() -> None:
     assert float(far.mean()) > 1e-3
 
 
+@every_process
+def test_the_student_is_shown_data_at_the_level_of_its_time(p: Process) -> None:
+    """x_t ~ N(alpha x0, sigma^2) at each of the times at which its steps begin."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Student(Denoiser):
+        process = p
+
+        def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+            seen.append((x_t, torch.as_tensor(t)))
+            return Prediction.from_x0(x_t, *self.levels(x_t, t), x_t)
+
+    times = even(p, 8).tolist()
+    x0 = torch.full((4000, 2), 3.0, dtype=torch.float64)
+    Progressive(mixture(p), tuple(times))(Student(), x0, None, 0, generator(0))
+    x_t, t = seen[0]
+    for u in times[:-1:2]:
+        alpha, sigma = p.levels(u)
+        eps = (x_t[t == u] - alpha * x0[t == u]) / sigma
+        assert abs(float(eps.mean())) < 0.1
+        assert float(eps.std()) == pytest.approx(1.0, abs=0.07)
+
+
+def test_the_grid_of_a_device_is_made_once() -> None:
+    """A training step copies nothing to its device."""
+    goal = Progressive(mixture(Cosine()), (1.0, 0.6, 0.0))
+    device = torch.device("cpu")
+    assert goal._grid(device) is goal._grid(device)
+    assert goal._grid(device).tolist() == [1.0, 0.6, 0.0]
+
+
 def test_the_ladder_halves() -> None:
     assert halved(8, 1) == [8, 4, 2, 1]
     assert halved(12, 3) == [12, 6, 3]

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep import shapes
 from fewstep.errors import UsageError
 from fewstep.process import EDM, VP, Process, Tabulated
-from fewstep.shapes import Number
 from fewstep.solvers import DPMSolverPP, UniPC, grids
-from laws.cases import PROCESSES, largest, mixture, normal, walk
+from laws.cases import PROCESSES, Straight, largest, mixture, normal, walk
 
 every_process = pytest.mark.parametrize("p", PROCESSES, ids=str)
 LAM = (-1.5, -0.9, -0.5, 0.3)  # ln(alpha / sigma)
@@ -111,19 +109,6 @@ def test_a_grid_that_ends_clean_and_one_that_starts_blind() -> None:
             assert x.isfinite().all()
         assert torch.equal(x, p.alpha(0.0) * mixture(p)(before, float(times[-2])).x0)
         assert carry is None
-
-
-class Straight(Process):
-    """A straight line from the data to noise without a trace of signal."""
-
-    def alpha(self, t: Number) -> Number:
-        return 1 - t
-
-    def sigma(self, t: Number) -> Number:
-        return t
-
-    def time(self, logsnr: Number) -> Number:
-        return 1 / (1 + shapes.exp(logsnr / 2))
 
 
 @pytest.mark.parametrize("bh", ["bh1", "bh2"])

@@ -29,6 +29,7 @@ def test_the_table_is_that_of_the_stored_measurements() -> None:
     for guided in (True, False):
         assert DEFAULTS[guided] == solver_league.winners(cells, guided=guided)
     assert (ROOT / "docs/results/solvers.md").read_text() == solver_league.page(cells)
+    assert (ROOT / "docs/results/solvers.svg").read_text() == solver_league.figure(cells)
     assert all(SAMPLERS[s](0.0, 9).evals == 1 for t in DEFAULTS.values() for s, _ in t.values())
 
 

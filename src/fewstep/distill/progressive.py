@@ -12,6 +12,7 @@ second image.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
-from fewstep.objectives.denoising import dropped
+from fewstep.objectives.denoising import dropped, noised
 from fewstep.objectives.weights import TruncatedSNR, Weight
 from fewstep.prediction import Prediction
 from fewstep.shapes import like
@@ -75,15 +76,13 @@ class Progressive:
             shape (B,), in the dtype of x0.
         """
         del step
-        wide = torch.float64 if x0.device.type != "mps" else torch.float32  # mps has no doubles
-        grid = torch.tensor(self.times, dtype=wide).to(x0.device)
+        grid = self._grid(x0.device)
         steps = torch.randint(
             (len(self.times) - 1) // 2, (len(x0),), generator=noise, device=noise.device
         )
         t, middle, s = (grid[2 * steps + k] for k in range(3))
-        eps = torch.randn(x0.shape, generator=noise, device=noise.device, dtype=x0.dtype)
-        alpha, sigma = denoiser.levels(x0, t)
-        x_t, cond = alpha * x0 + sigma * eps, dropped(cond, self.drop, noise)
+        x_t = noised(denoiser, x0, t, noise).x_t
+        cond = dropped(cond, self.drop, noise)
         with torch.no_grad():
             truth = self.truth(x_t, t, middle, s, cond)
         error = denoiser(x_t, t, cond).x0 - truth.x0
@@ -109,6 +108,17 @@ class Progressive:
         share = sigma_s / sigma_m * (a_m - sigma_m / sigma * a) / (a_s - sigma_s / sigma * a)
         x0 = second.x0.lerp(first.x0, torch.as_tensor(like(share, x_t)))
         return Prediction.from_x0(x_t, *self.teacher.levels(x_t, t), x0)
+
+    def _grid(self, device: torch.device) -> Tensor:
+        """Return `times` on this device, copied there once: a training step copies nothing."""
+        if device not in self._grids:
+            dtype = torch.float64 if device.type != "mps" else torch.float32  # mps has no doubles
+            self._grids[device] = torch.tensor(self.times, dtype=dtype).to(device)
+        return self._grids[device]
+
+    @cached_property
+    def _grids(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 def halved(steps: int, to: int) -> list[int]:

@@ -19,7 +19,7 @@ from fewstep.errors import UsageError
 from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
-from fewstep.solvers.base import Noise, Solver, check_finite
+from fewstep.solvers.base import Noise, Solver, check_finite, check_start
 from fewstep.solvers.exponential import History, Node, add, follow, half_logsnr, moments
 
 ADAMS = (
@@ -95,7 +95,8 @@ class DEIS(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""
-        _check(self, process, times)
+        check_finite(self, process, times)
+        check_start(self, process, times, "no noise is left")
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ class IPNDM(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise or starts on clean data."""
-        _check(self, process, times)
+        check_finite(self, process, times)
+        check_start(self, process, times, "no noise is left")
 
 
 def _in_t(process: Process, t: Number, start: Number, end: Number, n: int) -> list[Number]:
@@ -176,8 +178,7 @@ def _in_t(process: Process, t: Number, start: Number, end: Number, n: int) -> li
 def _quadrature(process: Process, t: Number, start: Number, end: Number, n: int) -> list[Number]:
     out: list[Number] = [0.0] * (n + 1)
     half = (end - start) / 2
-    rule = np.polynomial.legendre.leggauss(_POINTS) if n else ((), ())
-    for node, weight in zip(*(map(float, part) for part in rule), strict=True):
+    for node, weight in _rule() if n else ():
         place = start + half * (node + 1)
         share = half * weight * shapes.exp(place)
         away = process.time(-2 * place) - t
@@ -185,14 +186,11 @@ def _quadrature(process: Process, t: Number, start: Number, end: Number, n: int)
     return out
 
 
+@lru_cache(maxsize=1)
+def _rule() -> tuple[tuple[float, float], ...]:
+    """Return the nodes of the quadrature in [-1, 1], each with its weight."""
+    nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
+    return tuple(zip(nodes.tolist(), weights.tolist(), strict=True))
+
+
 _known_in_t = lru_cache(maxsize=4096)(_quadrature)
-
-
-def _check(solver: Solver, process: Process, times: list[float]) -> None:
-    """Refuse both ends at which eps or ln r means nothing."""
-    check_finite(solver, process, times)
-    if process.sigma(times[0]) == 0:
-        raise UsageError(
-            f"{solver} from t = {times[0]:g}: no noise is left on clean data; "
-            "start the grid later, or use Heun"
-        )

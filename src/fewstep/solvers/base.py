@@ -92,3 +92,22 @@ def check_finite(solver: Solver, process: Process, times: list[float]) -> None:
                 f"{solver} at t = {t:g}: no signal is left there (zero terminal SNR), so that "
                 "sigma / alpha is infinite; use DDIM or DPM-Solver++"
             )
+
+
+def check_start(
+    solver: Solver, process: Process, times: list[float], why: str, instead: str = "Heun"
+) -> None:
+    """Refuse clean data as the start.
+
+    Args:
+        solver: what cannot start there.
+        process: of the times.
+        times: of the grid.
+        why: what is wrong on clean data.
+        instead: what can start there.
+    """
+    if process.sigma(times[0]) == 0:
+        raise UsageError(
+            f"{solver} from t = {times[0]:g}: {why} on clean data; "
+            f"start the grid later, or use {instead}"
+        )

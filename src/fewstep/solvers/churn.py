@@ -21,6 +21,8 @@ from fewstep.shapes import Number, like
 from fewstep.solvers.base import Noise, Solver, draw
 from fewstep.solvers.runge_kutta import Heun
 
+_HEUN = Heun()
+
 
 @dataclass(frozen=True)
 class HeunChurn(Solver):
@@ -85,12 +87,12 @@ class HeunChurn(Solver):
             higher = self._raised(denoiser.process, t)
             if higher is not t:
                 x, t = self._noised(denoiser.process, x, t, higher, z), higher
-        return Heun().step(denoiser, x, t, s, cond)
+        return _HEUN.step(denoiser, x, t, s, cond)
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError on a rising grid or one that touches pure noise."""
         super().check(process, times)
-        Heun().check(process, times)
+        _HEUN.check(process, times)
 
     def _raised(self, process: Process, t: Number) -> Number:
         """Return t', which is t itself where nothing is added."""

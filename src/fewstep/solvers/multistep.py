@@ -18,7 +18,7 @@ from fewstep.errors import UsageError
 from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
-from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.base import Noise, Solver, check_start
 from fewstep.solvers.exponential import History, Node, follow, half_logsnr, moments
 
 SHORT = 15
@@ -102,7 +102,7 @@ class DPMSolverPP(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid starts on clean data, where log-SNR is infinite."""
-        check_start(self, process, times)
+        check_start(self, process, times, "log-SNR is infinite")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class DPMSolverPP2S(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid starts on clean data, where log-SNR is infinite."""
-        check_start(self, process, times)
+        check_start(self, process, times, "log-SNR is infinite")
 
 
 def lowered(order: int, past: History, steps: int) -> int:
@@ -162,12 +162,3 @@ def lowered(order: int, past: History, steps: int) -> int:
         steps: number of steps of the grid, 0 = not known.
     """
     return max(1, min(order, steps - past.done + 1)) if steps else order
-
-
-def check_start(solver: Solver, process: Process, times: list[float]) -> None:
-    """Raise UsageError if the grid starts on clean data, where log-SNR is infinite."""
-    if process.sigma(times[0]) == 0:
-        raise UsageError(
-            f"{solver} from t = {times[0]:g}: log-SNR is infinite on clean data; "
-            "start the grid later, or use Heun"
-        )

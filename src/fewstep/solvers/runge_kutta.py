@@ -19,7 +19,7 @@ from fewstep.errors import UsageError
 from fewstep.prediction import scaled_sum
 from fewstep.process import Process
 from fewstep.shapes import Number, like
-from fewstep.solvers.base import Noise, Solver, check_finite
+from fewstep.solvers.base import Noise, Solver, check_finite, check_start
 
 Variable = Literal["ratio", "t"]
 """What a step is straight in: x / alpha along r = sigma / alpha, or x along the process's t."""
@@ -55,9 +55,7 @@ class Euler(Solver):
     ) -> tuple[Tensor, Any]:
         """Return x_s; see `Solver.step`."""
         del carry, noise
-        if self.variable == "t":
-            return x + like(s - t, x) * _rate(denoiser, x, t, cond), None
-        return denoiser(x, t, cond).at(*denoiser.levels(x, s)), None
+        return _tangent(self.variable, denoiser, x, t, s, cond), None
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid touches pure noise, where sigma / alpha is infinite."""
@@ -100,14 +98,14 @@ class Heun(Solver):
     ) -> tuple[Tensor, Any]:
         """Return x_s; see `Solver.step`."""
         del carry, noise
-        tangent, _ = Euler(self.variable).step(denoiser, x, t, s, cond)
+        tangent = _tangent(self.variable, denoiser, x, t, s, cond)
         (alpha, sigma), (alpha_s, sigma_s) = denoiser.levels(x, t), denoiser.levels(x, s)
         if shapes.at_zero(sigma_s):
             return tangent, None
         if self.variable == "t":
             ratio, dr, slope = 1.0, like(s - t, x), _rate(denoiser, tangent, s, cond)
         else:
-            ratio, slope = alpha_s / alpha, denoiser(tangent, s, cond).eps
+            ratio, slope = shapes.divide(alpha_s, alpha), denoiser(tangent, s, cond).eps
             dr = sigma_s - ratio * sigma
         x_s = scaled_sum(1.0, scaled_sum(ratio / 2, x, 0.5, tangent), dr / 2, slope)
         if isinstance(sigma_s, Tensor):  # of a batch of steps, some may end on clean data
@@ -127,11 +125,17 @@ def _known(variable: str) -> None:
 def _check(solver: Euler | Heun, process: Process, times: list[float]) -> None:
     """Refuse pure noise, and in t clean data as the start: sigma' may be infinite there."""
     check_finite(solver, process, times)
-    if solver.variable == "t" and process.sigma(times[0]) == 0:
-        raise UsageError(
-            f"{solver} from t = {times[0]:g}: dx/dt may be infinite on clean data; start the grid "
-            'later, or use variable="ratio"'
-        )
+    if solver.variable == "t":
+        check_start(solver, process, times, "dx/dt may be infinite", 'variable="ratio"')
+
+
+def _tangent(
+    variable: Variable, denoiser: Denoiser, x: Tensor, t: Number, s: Number, cond: Cond
+) -> Tensor:
+    """Return x_s on the tangent at x_t, shape of x."""
+    if variable == "t":
+        return x + like(s - t, x) * _rate(denoiser, x, t, cond)
+    return denoiser(x, t, cond).at(*denoiser.levels(x, s))
 
 
 def _rate(denoiser: Denoiser, x: Tensor, t: Number, cond: Cond) -> Tensor:

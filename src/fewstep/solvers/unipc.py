@@ -12,9 +12,9 @@ from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.process import Process
 from fewstep.shapes import Number
-from fewstep.solvers.base import Noise, Solver
+from fewstep.solvers.base import Noise, Solver, check_start
 from fewstep.solvers.exponential import History, Node, follow, half_logsnr, moments
-from fewstep.solvers.multistep import check_start, lowered
+from fewstep.solvers.multistep import lowered
 
 
 class _Carry(NamedTuple):
@@ -104,7 +104,7 @@ class UniPC(Solver):
 
     def check(self, process: Process, times: list[float]) -> None:
         """Raise UsageError if the grid starts on clean data, where log-SNR is infinite."""
-        check_start(self, process, times)
+        check_start(self, process, times, "log-SNR is infinite")
 
     def _step(
         self,
