@@ -354,19 +354,17 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
     theirs = _items(work, found, reals, judge, [_taught(work, steps)])
     ours = _items(work, _found(work, rung), reals, judge, [_row(rung)])
     student, teacher = _lines(judge, [*ours, *theirs])
-    a, b = student.figures[-1], teacher.figures[-1]
-    for f in student.figures:
-        if f.name.startswith("FD-"):
-            a, other = f, teacher.figure(f.name)
-            assert other is not None
-            b = other
+    name = [f.name for f in student.figures if f.name.startswith("FD-")][-1]  # of the classifier
+    a, b = student.figure(name), teacher.figure(name)
+    assert a is not None
+    assert b is not None
     copied = "" if rung.copied is None else f"copy error {rung.copied:.4f}, "
     what = f"{theirs[0].nfe} evaluations of the teacher"
     result(
         f"{rung.stage.steps} steps: {copied}{a.name} {a.value:.3g}; {what}: {b.value:.3g} "
         f"({_QUICK} images)"
     )
-    worse = a.value - a.half > b.value + b.half
+    worse = a.low > b.high
     if worse:
         console.warn(
             f"stopped: this student is worse than its teacher in as many evaluations "
