@@ -6,6 +6,7 @@ network evaluations. The folder alone continues the work.
 """
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +63,14 @@ def distill(  # budget: table
             parser=options.duration, metavar="TIME", help="of training: 90s, 10m, 2h; 10m"
         ),
     ] = BUDGET,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.whole(1, 10**10),
+            metavar="N",
+            help="to train on in all, in place of --budget: the same plan on every machine",
+        ),
+    ] = None,
     guidance_scale: Annotated[
         float | None,
         typer.Option(
@@ -96,7 +105,7 @@ def distill(  # budget: table
     and stops.
     """
     judged.needs("torch_fidelity", "matplotlib")
-    wish = _Wish(to, method, budget, guidance_scale, start, data, number, seed, device)
+    wish = _Wish(to, method, budget, images, guidance_scale, start, data, number, seed, device)
     folder, wish, model = _again(model, wish, out)
     found, reals = _opened(model, wish)
     work = _work(found, reals, wish, folder)
@@ -111,6 +120,7 @@ class _Wish:
     to: int | None
     method: str | None
     budget: float
+    images: int | None
     guidance: float | None
     start: int | None
     data: str | None
@@ -205,7 +215,7 @@ def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "
         raise UsageError(f"-o {out}: holds something else; choose a free name")
     stages = _plan(found, reals.train, asked, wish)
     work = run.Work(asked, found.model, reals.train, stages, out, wish.device)
-    run.record(work, {"kept": wish.kept, "budget": wish.budget})
+    run.record(work, {"kept": wish.kept, "budget": wish.budget, "images": wish.images})
     return work
 
 
@@ -239,20 +249,29 @@ def _plan(found: "Found", images: "Images", asked: Any, wish: _Wish) -> Any:
     from fewstep.train import engine
     from fewstep.train.log import clock
 
-    place = engine.pick_device(wish.device)
-    with engine.memory("the batch is too large for this machine"):
-        per_image = students.pace(found.model, asked.guidance, images, asked.method, place)
-    count = wish.budget / per_image
-    note(f"speed of {asked.method} here: {1 / per_image:,.0f} images/s")
+    if wish.images is None:
+        place = engine.pick_device(wish.device)
+        with engine.memory("a batch of 64 images is too large for this machine"):
+            per_image = students.pace(found.model, asked.guidance, images, asked.method, place)
+        count = wish.budget / per_image
+        note(f"speed of {asked.method} here: {1 / per_image:,.0f} images/s")
+    else:
+        count = float(wish.images)
     try:
         if asked.method == "progressive":
             return students.ladder(asked.to, count, wish.start)
         return students.single(asked.method, asked.to, count)
     except students.TooSmall as e:
+        more = ", or give a smaller --start" if wish.start else ""
+        if wish.images is not None:
+            least = math.ceil(wish.images / e.share)
+            raise UsageError(
+                f"--images {wish.images}: too few for one stage; at least {least} would be "
+                f"enough{more}"
+            ) from None
         raise UsageError(
-            f"--budget: {clock(wish.budget)} is too short, {count:,.0f} images at the speed of "
-            f"this machine; at least {clock(1.1 * wish.budget / e.share)} would be enough"
-            + (", or give a smaller --start" if wish.start else "")
+            f"--budget {clock(wish.budget)}: too short for one stage, {count:,.0f} images at the "
+            f"speed of this machine; {clock(1.1 * wish.budget / e.share)} would be enough{more}"
         ) from None
 
 
