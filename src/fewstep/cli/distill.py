@@ -7,30 +7,25 @@ network evaluations. The folder alone continues the work.
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, guidance, judged, meter, options
-from fewstep.cli.console import command, note, result
+from fewstep.cli import climb, judged, options
+from fewstep.cli.console import note, result
 from fewstep.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
     from fewstep.data import Images
-    from fewstep.report.judge import Judge, Reals
-    from fewstep.report.results import Line
-    from fewstep.report.spec import Row
-    from fewstep.report.work import Item
-    from fewstep.students import Rung, Work
+    from fewstep.report.judge import Reals
+    from fewstep.students import Asked, Stage, Work
 
 app = options.app()
 
 BUDGET = 600.0
-_QUICK = 500  # images by which a student is judged between two stages
-_FINE = 50  # steps of the teacher at its best
+_NUMBER = 1000  # images that the table is measured on, unless said
 
 
 @app.command()
@@ -110,7 +105,7 @@ def distill(  # budget: table
     found, reals = _opened(model, wish)
     work = _work(found, reals, wish, folder)
     _announce(work, wish)
-    _make(work, found, reals, wish)
+    climb.make(work, found, reals, wish.number or _NUMBER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +221,7 @@ def _word(found: "Found") -> str:
     return found.name if found.path.parent == SHIPPED else str(found.path.absolute())
 
 
-def _default(found: "Found", asked: Any) -> Path:
+def _default(found: "Found", asked: "Asked") -> Path:
     """Return the folder of a distillation that was given none."""
     kind = (
         asked.method
@@ -239,7 +234,7 @@ def _default(found: "Found", asked: Any) -> Path:
     return Path("runs") / f"{found.name}-{name}"
 
 
-def _plan(found: "Found", images: "Images", asked: Any, wish: _Wish) -> Any:
+def _plan(found: "Found", images: "Images", asked: "Asked", wish: _Wish) -> "tuple[Stage, ...]":
     """Return stages for the budget, at the speed that is measured here.
 
     Raises:
@@ -289,126 +284,3 @@ def _announce(work: "Work", wish: _Wish) -> None:
             f"  stage {i + 1}: {first}{stage.steps} steps, {stage.updates} updates of "
             f"{stage.batch_size} images"
         )
-
-
-def _make(work: "Work", found: "Found", reals: "Reals", wish: _Wish) -> None:
-    """Train stage after stage, hold each student against its teacher, and end with the table."""
-    from fewstep import students
-    from fewstep.students import run
-
-    quick = _judge(work, reals, _QUICK)
-    done: list[Rung] = []
-    began, spent = time.monotonic(), 0.0
-    note("stage: copy error against the teacher of twice the steps, distance to real images")
-    for rung in students.rungs(work):
-        done.append(rung)
-        spent += rung.seconds
-        if _worse(work, found, reals, quick, rung):
-            break
-    last = done[-1]
-    if last.stage.method != "progressive" and last.stage.steps > 1:
-        last = done[-1] = _searched(work, reals, quick, last)
-    run.keep(work, last)
-    note(f"trained {spent:.0f} s of {time.monotonic() - began:.0f} s; measuring")
-    _frontier(work, found, reals, done, wish)
-
-
-def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
-    rules = judged.rules("small-1k", n, None, "fp32")
-    return judged.judge(rules, reals, device="cpu", folder=work.out / "eval")
-
-
-def _items(
-    work: "Work", found: "Found", reals: "Reals", judge: "Judge", rows: "list[Row]"
-) -> "list[Item]":
-    """Return rows of one model as what is to be measured."""
-    from fewstep.report.work import Item
-
-    subject = judged.subject(found, reals, judge.rules, 0, work.device)
-    return [Item.of_row(row, subject, work.out / "eval" / "samples") for row in rows]
-
-
-def _lines(judge: "Judge", items: "list[Item]") -> "list[Line]":
-    """Make and measure items."""
-    from fewstep.report.work import Work as Measured
-
-    todo = Measured(judge, items)
-    meter.do(todo)
-    return [todo.line(item, todo.n) for item in items]
-
-
-def _found(work: "Work", rung: "Rung") -> "Found":
-    """Return a student as a model that was found."""
-    from fewstep.cli.resolve import Found
-    from fewstep.students import run
-
-    name = f"{work.asked.method}-{rung.stage.steps}"
-    return Found(work.out, name, rung.model, run.digest(rung.model))
-
-
-def _row(rung: "Rung") -> "Row":
-    from fewstep.report.spec import Row
-
-    s = rung.model.sampling
-    return Row(f"{rung.stage.method} {s.steps}", s, "student")
-
-
-def _taught(work: "Work", steps: int) -> "Row":
-    """Return the first teacher in so many steps of DDIM, as a row."""
-    from fewstep import sampling
-    from fewstep.report.spec import Row
-
-    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "steps": steps, "spacing": "even"}
-    changes["guidance_scale"] = work.asked.guidance
-    return Row(f"DDIM {steps}", sampling.changed(work.teacher.sampling, changes), "teacher")
-
-
-def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "Rung") -> bool:
-    """Print a rung; say whether the student is worse than the teacher at as many evaluations.
-
-    Worse means by more than both intervals.
-    """
-    doubled = guidance.doubled(found.model, work.asked.guidance)
-    steps = max(1, rung.stage.steps // 2) if doubled else rung.stage.steps
-    theirs = _items(work, found, reals, judge, [_taught(work, steps)])
-    ours = _items(work, _found(work, rung), reals, judge, [_row(rung)])
-    student, teacher = _lines(judge, [*ours, *theirs])
-    name = [f.name for f in student.figures if f.name.startswith("FD-")][-1]  # of the classifier
-    a, b = student.figure(name), teacher.figure(name)
-    assert a is not None
-    assert b is not None
-    copied = "" if rung.copied is None else f"copy error {rung.copied:.4f}, "
-    what = f"{theirs[0].nfe} evaluations of the teacher"
-    result(
-        f"{rung.stage.steps} steps: {copied}{a.name} {a.value:.3g}; {what}: {b.value:.3g} "
-        f"({_QUICK} images)"
-    )
-    worse = a.low > b.high
-    if worse:
-        console.warn(
-            f"stopped: this student is worse than its teacher in as many evaluations "
-            f"({a.name} {a.value:.3g} against {b.value:.3g}); give a longer --budget, or another "
-            "--method"
-        )
-    return worse
-
-
-def _searched(work: "Work", reals: "Reals", judge: "Judge", rung: "Rung") -> "Rung":
-    """Return a consistency student with the middle level that suits it best."""
-    return rung
-
-
-def _frontier(
-    work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", wish: _Wish
-) -> None:
-    """Measure teacher and students under one protocol; print and write the table."""
-    from fewstep.cli.compare import _write
-
-    judge = _judge(work, reals, wish.number or 1000)
-    counts = sorted({_FINE, *(r.stage.steps for r in done)}, reverse=True)
-    items = _items(work, found, reals, judge, [_taught(work, n) for n in counts])
-    for rung in done:
-        items += _items(work, _found(work, rung), reals, judge, [_row(rung)])
-    lines = _lines(judge, items)
-    label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
-    _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])

@@ -7,7 +7,7 @@ lie in the metadata of the PNG. The same command gives the same file, byte for b
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,6 +136,10 @@ def sample(  # budget: table
     ] = None,
     scale: Annotated[int | None, options.SCALE] = None,
     device: Annotated[str, options.DEVICE] = "auto",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="sample a student in a way that it was not made for"),
+    ] = False,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="print the times and the cost; sample only if -o is given"),
@@ -172,6 +176,8 @@ def sample(  # budget: table
     }
     place = engine.pick_device(device)
     found = find(model)
+    if force:
+        found = _freed(found)
     steer = guidance.steer(classifier, classifier_scale, weak, label)
     known = found.model if found.model.classes or steer is None else steer.model
     told = tell(found, known, Said(label, text, low_res, image, mask), number)
@@ -192,6 +198,19 @@ def sample(  # budget: table
     facts_made = {**facts, "seconds": round(time.monotonic() - began, 3)}
     files = _write(found, pixels, wish, target or _free(found, wish), facts)
     _report(files, wish, facts_made, form)
+
+
+def _freed(found: "Found") -> "Found":
+    """Return a student without the record that says how it must be sampled.
+
+    Raises:
+        UsageError: it is no student.
+    """
+    kind = found.model.student.get("kind")
+    if kind is None:
+        raise UsageError("--force: this model is no student, and goes without")
+    console.warn(f"--force: a {kind} student is sampled in a way that it was not made for")
+    return replace(found, model=replace(found.model, student={}))
 
 
 def _target(out: str | None) -> Path | None:

@@ -1,0 +1,164 @@
+"""Down the ladder of a distillation: train a student, hold it against its teacher, go on or stop.
+
+Two things are measured between stages: how well a student copies the teacher of twice the steps
+from the same noise, and, by the judge of this data, whether it is better than the first teacher
+in as many network evaluations; one that is not would be of no use.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli import console, guidance, judged, meter
+from fewstep.cli.console import command, note, result
+from fewstep.errors import NumericError
+
+if TYPE_CHECKING:
+    from fewstep.cli.resolve import Found
+    from fewstep.report.judge import Judge, Reals
+    from fewstep.report.results import Line
+    from fewstep.report.spec import Row
+    from fewstep.report.work import Item
+    from fewstep.students import Rung, Work
+
+_QUICK = 500  # images by which a student is judged between two stages
+_FINE = 50  # steps of the teacher at its best
+
+
+def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
+    """Train stage after stage, hold each student against its teacher, and end with the table.
+
+    A student that is worse than the first teacher in as many evaluations ends the work; the one
+    before it is kept.
+
+    Args:
+        work: the plan.
+        found: the first teacher.
+        reals: real images to train on and to judge by.
+        n: images that the table is measured on.
+
+    Raises:
+        NumericError: even the first student is worse.
+    """
+    from fewstep import students
+    from fewstep.students import run
+
+    quick = _judge(work, reals, _QUICK)
+    done: list[Rung] = []
+    began, spent, worse = time.monotonic(), 0.0, False
+    for rung in students.rungs(work):
+        spent += rung.seconds
+        if rung.stage.method != "progressive" and rung.stage.steps > 1:
+            rung = _searched(work, reals, quick, rung)
+        done.append(rung)
+        worse = _worse(work, found, reals, quick, rung)
+        if worse:
+            break
+    kept = done[:-1] if worse else done
+    if kept:
+        run.keep(work, kept[-1])
+    note(f"{spent:.0f} of {time.monotonic() - began:.0f} s were training; now the table")
+    _frontier(work, found, reals, done, n)
+    if not kept:
+        raise NumericError(
+            f"{work.out}: no student was kept: the first one is worse than its teacher in as many "
+            "evaluations; begin anew with a longer --budget, or another --method"
+        )
+
+
+def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
+    rules = judged.rules("small-1k", n, None, "fp32")
+    return judged.judge(rules, reals, device="cpu", folder=work.out / "eval")
+
+
+def _items(
+    work: "Work", found: "Found", reals: "Reals", judge: "Judge", rows: "list[Row]"
+) -> "list[Item]":
+    """Return rows of one model as what is to be measured."""
+    from fewstep.report.work import Item
+
+    subject = judged.subject(found, reals, judge.rules, 0, work.device)
+    return [Item.of_row(row, subject, work.out / "eval" / "samples") for row in rows]
+
+
+def _lines(judge: "Judge", items: "list[Item]") -> "list[Line]":
+    """Make and measure items."""
+    from fewstep.report.work import Work as Measured
+
+    todo = Measured(judge, items)
+    meter.do(todo)
+    return [todo.line(item, todo.n) for item in items]
+
+
+def _found(work: "Work", rung: "Rung") -> "Found":
+    """Return a student as a model that was found."""
+    from fewstep.cli.resolve import Found
+    from fewstep.students import run
+
+    name = f"{work.asked.method}-{rung.stage.steps}"
+    return Found(work.out, name, rung.model, run.digest(rung.model))
+
+
+def _row(rung: "Rung") -> "Row":
+    from fewstep.report.spec import Row
+
+    s = rung.model.sampling
+    return Row(f"{rung.stage.method} {s.steps}", s, "student")
+
+
+def _taught(work: "Work", steps: int) -> "Row":
+    """Return the first teacher in so many steps of DDIM, as a row."""
+    from fewstep import sampling
+    from fewstep.report.spec import Row
+
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "steps": steps, "spacing": "even"}
+    changes["guidance_scale"] = work.asked.guidance
+    return Row(f"DDIM {steps}", sampling.changed(work.teacher.sampling, changes), "teacher")
+
+
+def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "Rung") -> bool:
+    """Print a rung; say whether the student is worse than the teacher at as many evaluations.
+
+    Worse means by more than both intervals.
+    """
+    doubled = guidance.doubled(found.model, work.asked.guidance)
+    steps = max(1, rung.stage.steps // 2) if doubled else rung.stage.steps
+    theirs = _items(work, found, reals, judge, [_taught(work, steps)])
+    ours = _items(work, _found(work, rung), reals, judge, [_row(rung)])
+    student, teacher = _lines(judge, [*ours, *theirs])
+    name = [f.name for f in student.figures if f.name.startswith("FD-")][-1]  # of the classifier
+    a, b = student.figure(name), teacher.figure(name)
+    assert a is not None
+    assert b is not None
+    copied = "" if rung.copied is None else f"copy error {rung.copied:.4f}, "
+    what = f"{theirs[0].nfe} evaluations of the teacher"
+    result(
+        f"{rung.stage.steps} steps: {copied}{a.name} {a.value:.3g}; {what}: {b.value:.3g} "
+        f"({_QUICK} images)"
+    )
+    worse = a.low > b.high
+    if worse:
+        console.warn(
+            f"stopped: this student is worse than its teacher in as many evaluations "
+            f"({a.name} {a.value:.3g} against {b.value:.3g}); more --budget may help, or another "
+            "--method"
+        )
+    return worse
+
+
+def _searched(work: "Work", reals: "Reals", judge: "Judge", rung: "Rung") -> "Rung":
+    """Return a consistency student with the middle level that suits it best."""
+    return rung
+
+
+def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", n: int) -> None:
+    """Measure teacher and students under one protocol; print and write the table."""
+    from fewstep.cli.compare import _write
+
+    judge = _judge(work, reals, n)
+    counts = sorted({_FINE, *(r.stage.steps for r in done)}, reverse=True)
+    items = _items(work, found, reals, judge, [_taught(work, n) for n in counts])
+    for rung in done:
+        items += _items(work, _found(work, rung), reals, judge, [_row(rung)])
+    lines = _lines(judge, items)
+    label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
+    _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])
