@@ -194,7 +194,7 @@ def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "
     way = method(wish.method or "auto", wish.to)
     if way != "progressive" and wish.start is not None:
         raise UsageError(f"--start {wish.start}: of progressive distillation, not of {way}")
-    scale = found.model.sampling.guidance_scale if wish.guidance is None else wish.guidance
+    scale = _scale(found, way, wish.guidance)
     asked = run.Asked(
         _word(found), found.weights, scale, way, wish.to, wish.seed, reals.train.fingerprint
     )
@@ -212,6 +212,26 @@ def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "
     work = run.Work(asked, found.model, reals.train, stages, out, wish.device)
     run.record(work, {"kept": wish.kept, "budget": wish.budget, "images": wish.images})
     return work
+
+
+def _scale(found: "Found", way: str, asked: float | None) -> float:
+    """Return the guidance that goes into the student.
+
+    Raises:
+        UsageError: it is asked of a method that has no teacher to guide.
+    """
+    from fewstep.students.plan import TAUGHT
+
+    own = found.model.sampling.guidance_scale if asked is None else asked
+    if way in TAUGHT or own == 1:
+        return own
+    if asked is not None:
+        raise UsageError(
+            f"--guidance-scale {asked:g}: {way} learns from the images, which have no guidance; "
+            f"leave it out, or take --method {' or '.join(TAUGHT)}"
+        )
+    note(f"{way} learns from the images: without the guidance scale {own:g} of {found.name}")
+    return 1.0
 
 
 def _word(found: "Found") -> str:

@@ -25,6 +25,9 @@ ENOUGH = 800
 """Optimizer steps from which on a budget rather buys larger batches."""
 BATCHES = (512, 256, 128, 64, 32)
 HALVED = tuple(2**k for k in range(6))
+TAUGHT = (PROGRESSIVE, "consistency-distillation")
+"""Methods that ask a teacher, whose guidance they can put into the student; the others learn from
+the images, which have none."""
 LATE = 2
 """Students of so few steps get twice the updates: their step is the longest (section 4 of the
 paper has 100 thousand for the last two stages and 50 for the others)."""
