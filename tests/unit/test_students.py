@@ -180,7 +180,7 @@ def test_a_student_is_sampled_as_it_was_made(changes) -> None:
 
 def test_guidance_is_not_put_upon_guidance() -> None:
     one = student("progressive", 1)
-    with pytest.raises(UsageError, match="guidance scale 3: .* guidance scale 2 in its weights"):
+    with pytest.raises(UsageError, match=r"guidance scale 3: .* guidance scale 2 in its weights"):
         sampling.plan(one, sampling.changed(one.sampling, {"guidance_scale": 3.0}))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fewstep.report.results import Line
     from fewstep.report.spec import Row
     from fewstep.report.work import Item
-    from fewstep.students import Rung, Work
+    from fewstep.students import Rung, Stage, Work
 
 _QUICK = 500  # images by which a student is judged between two stages
 _FINE = 50  # steps of the teacher at its best
@@ -45,7 +45,7 @@ def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
     quick = _judge(work, reals, _QUICK)
     done: list[Rung] = []
     began, spent, worse = time.monotonic(), 0.0, False
-    for rung in students.rungs(work):
+    for rung in students.rungs(work, _shown):
         spent += rung.seconds
         if rung.stage.method != "progressive" and rung.stage.steps > 1:
             rung = _searched(work, reals, quick, rung)
@@ -63,6 +63,11 @@ def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
             f"{work.out}: no student was kept: the first one is worse than its teacher in as many "
             "evaluations; begin anew with a longer --budget, or another --method"
         )
+
+
+def _shown(stage: "Stage", step: int, copied: float) -> None:
+    """Say how well a student copies its teacher so far."""
+    note(f"  {stage.steps} steps, update {step}: copy error {copied:.4f}")
 
 
 def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
@@ -129,11 +134,10 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
     a, b = student.figure(name), teacher.figure(name)
     assert a is not None
     assert b is not None
-    copied = "" if rung.copied is None else f"copy error {rung.copied:.4f}, "
     what = f"{theirs[0].nfe} evaluations of the teacher"
     result(
-        f"{rung.stage.steps} steps: {copied}{a.name} {a.value:.3g}; {what}: {b.value:.3g} "
-        f"({_QUICK} images)"
+        f"{rung.stage.steps} steps: copy error {rung.copied:.4f}, {a.name} {a.value:.3g}; "
+        f"{what}: {b.value:.3g} ({_QUICK} images)"
     )
     worse = a.low > b.high
     if worse:

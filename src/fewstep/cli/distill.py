@@ -298,6 +298,7 @@ def _announce(work: "Work", wish: _Wish) -> None:
     result(f"distillation: {work.out}")
     asked = work.asked
     note(f"teacher: {asked.model}, guidance scale {asked.guidance:g}; method {asked.method}")
+    note("copy error: of pixels in [-1, 1], against the teacher in twice the steps, or a fine one")
     for i, stage in enumerate(work.stages):
         first = f"{2 * stage.steps} -> " if asked.method == "progressive" else ""
         note(

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import solvers
+from fewstep import sampling, solvers
 from fewstep.conditions import Cond
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, NetDenoiser
@@ -26,7 +26,7 @@ from fewstep.errors import CheckpointError, ResourceError, UsageError
 from fewstep.files import replacing
 from fewstep.model import Model
 from fewstep.students import make
-from fewstep.students.plan import PROGRESSIVE, Stage
+from fewstep.students.plan import PROGRESSIVE, START, Stage
 from fewstep.train import checkpoint, engine
 from fewstep.train.fit import fit
 from fewstep.train.log import say
@@ -81,8 +81,10 @@ class Work:
 
     @property
     def times(self) -> Tensor:
-        """The grid of the ladder's first teacher, shape (steps + 1,)."""
-        return make.grid(self.teacher, 2 * self.stages[0].steps)
+        """The grid of the ladder's first teacher, or a fine one, shape (steps + 1,)."""
+        if self.stages[0].method == PROGRESSIVE:
+            return make.grid(self.teacher, 2 * self.stages[0].steps)
+        return make.grid(self.teacher, START)
 
 
 @dataclass(frozen=True)
@@ -92,41 +94,66 @@ class Rung:
     Attributes:
         stage: how.
         model: the student with its preset and its record, in evaluation mode.
-        copied: root mean square difference, in pixel values of [-1, 1], between its images and
-            those of its teacher in twice the steps from the same noise; None for consistency
-            models, which have no teacher of twice the steps.
+        copied: its copy error, see `apart`.
         seconds: of training in this call.
     """
 
     stage: Stage
     model: Model
-    copied: float | None
+    copied: float
     seconds: float
 
 
-def rungs(work: Work) -> Iterator[Rung]:
+Shown = Callable[[Stage, int, float], None]
+"""shown(stage, step, copied): told of a stage's copy error now and then."""
+
+
+def rungs(work: Work, shown: Shown | None = None) -> Iterator[Rung]:
     """Make the students of a plan, one after the other.
 
+    Args:
+        work: the plan.
+        shown: told of the copy error while a stage is trained.
+
     Raises:
-        as `train.fit`; CheckpointError where a stage that was finished is gone.
+        as `train.fit`.
     """
     frozen = make.teacher(work.teacher, work.asked.guidance)
     first = f"{work.asked.weights[:16]} guidance {work.asked.guidance:g}"
     start, name = work.teacher, first
     plain = work.asked.guidance == 1 and work.teacher.denoiser.null is True
     for stage in work.stages:
-        began, out = time.monotonic(), place(work.out, stage)
+        began = time.monotonic()
         model = _begin(start, stage, plain, work.asked)
         goal = make.objective(stage, frozen, work.times, name, make.DROP if plain else 0.0)
-        settings = make.config(stage, work.asked.seed)
-        found = fit(model, work.images, goal, settings, out, device=work.device)
+        watch = _watch(work, stage, frozen, shown) if shown is not None else None
+        found = fit(
+            model,
+            work.images,
+            goal,
+            make.config(stage, work.asked.seed),
+            place(work.out, stage),
+            device=work.device,
+            on_sample=watch,
+        )
         taught = _finished(found, work, stage)
-        copied = None
-        if stage.method == PROGRESSIVE:
-            copied = apart(frozen, taught, stage, work.times)
-        yield Rung(stage, taught, copied, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        yield Rung(stage, taught, apart(frozen, taught, stage, work.times), seconds)
         start, frozen = taught, make.teacher(taught, 1.0)
         name = f"{first}, {stage.steps} steps: {digest(taught)}"
+
+
+def _watch(
+    work: Work, stage: Stage, frozen: Denoiser, shown: Shown
+) -> Callable[[int, Model], None]:
+    """Return what `fit` calls with the student as it is."""
+
+    def watch(step: int, found: Model) -> None:
+        if step < stage.updates:  # the end is told by the rung
+            taught = dataclasses.replace(found, sampling=make.sampling(found, stage, work.times))
+            shown(stage, step, apart(frozen, taught, stage, work.times))
+
+    return watch
 
 
 def _begin(start: Model, stage: Stage, null: bool, asked: Asked) -> Model:
@@ -154,24 +181,28 @@ def _finished(found: Model, work: Work, stage: Stage) -> Model:
 
 @torch.no_grad()
 def apart(frozen: Denoiser, taught: Model, stage: Stage, times: Tensor) -> float:
-    """Return the copy error of a student: see `Rung`.
+    """Return the copy error of a student, in pixel values of [-1, 1].
+
+    It is the root mean square difference between its images and its teacher's from the same
+    noise: in twice the steps, or for consistency models on the whole grid.
 
     Args:
-        frozen: its teacher.
-        taught: the student.
+        frozen: the teacher.
+        taught: the student, with its preset.
         stage: its stage.
-        times: the grid of the ladder's first teacher.
+        times: the grid of the ladder's first teacher, or a consistency model's fine one.
     """
-    assert isinstance(taught.denoiser, NetDenoiser)
     device = next(taught.denoiser.parameters()).device
     shape = (_COPIED, *taught.shape)
     cond: Cond = None
     if taught.classes:
         cond = torch.arange(_COPIED, device=device) % len(taught.classes)
-    stride = (len(times) - 1) // (2 * stage.steps)
-    ddim = solvers.DDIM()
-    theirs = solvers.generate(frozen, shape, times[::stride], ddim, cond)
-    ours = solvers.generate(taught.denoiser, shape, times[:: 2 * stride], ddim, cond)
+    stride = 1
+    if stage.method == PROGRESSIVE:
+        stride = (len(times) - 1) // (2 * stage.steps)
+    theirs = solvers.generate(frozen, shape, times[::stride], solvers.DDIM(), cond)
+    way = sampling.plan(taught, dataclasses.replace(taught.sampling, clip=False))
+    ours = solvers.generate(way.denoiser, shape, way.times, way.solver, cond)
     return float((theirs - ours).square().mean().sqrt())
 
 
