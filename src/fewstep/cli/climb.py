@@ -94,7 +94,7 @@ def _lines(judge: "Judge", items: "list[Item]") -> "list[Line]":
     return [todo.line(item, todo.n) for item in items]
 
 
-def _found(work: "Work", rung: "Rung") -> "Found":
+def found_of(work: "Work", rung: "Rung") -> "Found":
     """Return a student as a model that was found."""
     from fewstep.cli.resolve import Found
     from fewstep.students import run
@@ -103,11 +103,12 @@ def _found(work: "Work", rung: "Rung") -> "Found":
     return Found(work.out, name, rung.model, run.digest(rung.model))
 
 
-def _row(rung: "Rung") -> "Row":
+def row_of(rung: "Rung", group: str = "student") -> "Row":
+    """Return the way in which a student is sampled, as a row of a table."""
     from fewstep.report.spec import Row
 
     s = rung.model.sampling
-    return Row(f"{rung.stage.method} {s.steps}", s, "student")
+    return Row(f"{rung.stage.method} {s.steps}", s, group)
 
 
 def _taught(work: "Work", steps: int) -> "Row":
@@ -128,7 +129,7 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
     doubled = guidance.doubled(found.model, work.asked.guidance)
     steps = max(1, rung.stage.steps // 2) if doubled else rung.stage.steps
     theirs = _items(work, found, reals, judge, [_taught(work, steps)])
-    ours = _items(work, _found(work, rung), reals, judge, [_row(rung)])
+    ours = _items(work, found_of(work, rung), reals, judge, [row_of(rung)])
     student, teacher = _lines(judge, [*ours, *theirs])
     name = [f.name for f in student.figures if f.name.startswith("FD-")][-1]  # of the classifier
     a, b = student.figure(name), teacher.figure(name)
@@ -162,7 +163,7 @@ def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", 
     counts = sorted({_FINE, *(r.stage.steps for r in done)}, reverse=True)
     items = _items(work, found, reals, judge, [_taught(work, n) for n in counts])
     for rung in done:
-        items += _items(work, _found(work, rung), reals, judge, [_row(rung)])
+        items += _items(work, found_of(work, rung), reals, judge, [row_of(rung)])
     lines = _lines(judge, items)
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
     _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])

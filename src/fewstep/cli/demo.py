@@ -1,11 +1,13 @@
 """`fewstep demo`: the whole road on real digits, in minutes, ending in one report.
 
 Train a conditional generator on scikit-learn's handwritten digits, steer it with classifier-free
-guidance, sample it from 1000 steps down to 5, and judge every way of sampling against held-out
-digits. What it prints and writes is made by the code of `fewstep train` and `fewstep compare`.
+guidance, sample it from 1000 steps down to 5, distil it into students of 8 to 1 steps, and judge
+every way of sampling against held-out digits. What it prints and writes is made by the code of
+`fewstep train`, `fewstep distill` and `fewstep compare`.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +26,9 @@ app = options.app()
 
 IMAGES, SLOW_IMAGES = 1000, 250
 """Images per row, and for the comparison with 1000 steps, which is a protocol of its own."""
+STUDENTS = {"progressive": 48_000, "ect": 32_000}
+"""Training images of the two ways to students of few steps."""
+_START = 16  # steps of the teacher that the ladder begins with
 
 
 @app.command()
@@ -37,32 +42,34 @@ def demo(
     images: Annotated[int, typer.Option(help="images per row of the table", min=20)] = IMAGES,
     seed: Annotated[int, typer.Option(help="of training and sampling", min=0)] = 0,
 ) -> None:
-    """Train on real digits, steer, sample from 1000 steps down to 5, judge: one report.
+    """Train on real digits, steer, sample from 1000 steps down to 1, judge: one report.
 
     Run again, it continues where it was: neither a trained model nor finished images are made
     again.
     """
     judged.needs("torch_fidelity", "matplotlib")
     began = time.monotonic()
-    note("fewstep demo: train on real handwritten digits, steer, sample, judge (about 6 minutes)")
+    note("fewstep demo: real handwritten digits from noise to one step (about 10 minutes)")
     from fewstep import data
     from fewstep.report import spec
     from fewstep.report.judge import Reals
 
     train, held_out = data.digits()
-    note(f"1/3 training on {len(train)} real digits; {len(held_out)} are held out")
+    note(f"1/4 training on {len(train)} real digits; {len(held_out)} are held out")
     found = _train(out, steps, seed)
     trained = time.monotonic() - began
-    rows = spec.preset("demo", found.model.sampling)
-    slow = [row for row in rows if row.sampling.steps >= 1000 and images > SLOW_IMAGES]
     reals = Reals("digits", train, held_out)
-    note(f"2/3 sampling in {len(rows)} ways")
-    quick = [row for row in rows if row not in slow]
-    lines = _measure(out, found, reals, quick, images, seed)
+    note("2/4 students of 8, 4, 2 and 1 steps, and a consistency model")
+    few = _students(out, found, reals, steps, seed)
+    rows = [(found, row) for row in spec.preset("demo", found.model.sampling)]
+    slow = [(f, r) for f, r in rows if r.sampling.steps >= 1000 and images > SLOW_IMAGES]
+    note(f"3/4 sampling in {len(rows) + len(few)} ways")
+    quick = [way for way in [*rows, *few] if way not in slow]
+    lines = _measure(out, reals, quick, images, seed)
     if slow:
-        beside = [row for row in quick if row.title == "DDIM 50"]
-        note("3/3 a thousand steps, on fewer images")
-        lines += _measure(out, found, reals, [*slow, *beside], SLOW_IMAGES, seed)
+        beside = [way for way in quick if way[1].title in ("DDIM 50", "progressive 1")]
+        note("4/4 a thousand steps, on fewer images")
+        lines += _measure(out, reals, [*slow, *beside], SLOW_IMAGES, seed)
     _write(out, lines, trained)
     note(f"done in {(time.monotonic() - began) / 60:.1f} minutes, {trained / 60:.1f} of training")
 
@@ -81,16 +88,53 @@ def _train(out: Path, steps: int | None, seed: int) -> "Found":
     return find(str(out))
 
 
+def _students(
+    out: Path, found: "Found", reals: "Reals", steps: int | None, seed: int
+) -> "list[tuple[Found, Row]]":
+    """Distil the model in two ways; return the students, each with its way of sampling.
+
+    A demo of fewer training steps gives its students as much less.
+    """
+    from fewstep import students
+    from fewstep.cli import climb
+    from fewstep.recipes import load
+    from fewstep.recipes.read import shipped_path
+    from fewstep.students import run
+
+    usual = load(shipped_path("digits"))["train"]["steps"]
+    share = 1.0 if steps is None else min(1.0, steps / usual)
+    group = "Distilled into fewer steps, without guidance (scale 1)"
+    ways: list[tuple[Found, Row]] = []
+    for method, images in STUDENTS.items():
+        plan = (
+            students.ladder(1, images, _START)
+            if method == "progressive"
+            else students.single(method, 1, images)
+        )
+        plan = [replace(s, updates=max(1, round(share * s.updates))) for s in plan]
+        asked = run.Asked(str(out), found.weights, 1.0, method, 1, seed, reals.train.fingerprint)
+        work = run.Work(asked, found.model, reals.train, tuple(plan), out / method, "cpu")
+        run.record(work, {"kept": {}})
+        for rung in students.rungs(work):
+            note(f"  {method}, {rung.stage.steps} steps: copy error {rung.copied:.4f}")
+            ways.append((climb.found_of(work, rung), climb.row_of(rung, group)))
+            last = rung
+        run.keep(work, last)
+    return ways
+
+
 def _measure(
-    out: Path, found: "Found", reals: "Reals", rows: "list[Row]", n: int, seed: int
+    out: Path, reals: "Reals", ways: "list[tuple[Found, Row]]", n: int, seed: int
 ) -> "list[Line]":
     """Make and measure rows of one protocol."""
     from fewstep.cli import console
     from fewstep.report.work import Item, Work
 
     rules = judged.rules("small-1k", n, None, "fp32")
-    subject = judged.subject(found, reals, rules, seed, "cpu")
-    items = [Item.of_row(row, subject, out / "eval" / "samples") for row in rows]
+    items = [
+        Item.of_row(row, judged.subject(f, reals, rules, seed, "cpu"), out / "eval" / "samples")
+        for f, row in ways
+    ]
     todo = Work(judged.judge(rules, reals, device="cpu", folder=out / "eval"), items)
     meter.do(todo)
     lines = []
@@ -108,8 +152,9 @@ def _write(out: Path, lines: "list[Line]", trained: float) -> None:
 
     results.save(out / "results.json", lines)
     lead = (
-        "A conditional generator trained on 1,347 real handwritten digits, steered, and sampled "
-        "from 1000 network evaluations down to 5. Every picture shows the same seeds."
+        "A conditional generator trained on 1,347 real handwritten digits, steered, sampled in "
+        "1000 steps down to 5, and distilled into students of 8 steps down to 1. Every picture "
+        "shows the same seeds."
     )
     guided = (
         "--label", "7", "-n", "16", "--guidance-scale", "2", "--steps", "20", "-o", "sevens.png"
@@ -127,4 +172,6 @@ def _write(out: Path, lines: "list[Line]", trained: float) -> None:
             result(line)
         result("")
     result(f"report: {out / 'report.html'}")
+    one = command("sample", str(out / "progressive"), "--label", "7", "-n", "16", "-o", "one.png")
+    result(f"in one step: {one}")
     result(f"next: {command('sample', str(out), '--label', '7', '-n', '16', '-o', 'sevens.png')}")
