@@ -247,8 +247,8 @@ def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | Non
         guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
     scale = changes.get("guidance_scale", model.sampling.guidance_scale)
-    doubled = guidance.doubled(model, scale, weak=weak is not None)
-    chosen, why = sampling.for_steps(model, changes, guided=doubled)
+    guided = guidance.on(model, scale, weak=weak is not None)
+    chosen, why = sampling.for_steps(model, changes, guided=guided)
     if why:
         console.note(why)
     return sampling.changed(model.sampling, chosen)
