@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,11 @@ def test_a_student_is_asked_once_a_step_for_the_scales_of_its_range(run, capsys,
     ):
         refused(call(capsys, "sample", "taught", *SAMPLE, *words, "-o", "y.png"), 2, named)
     refused(call(capsys, "sample", "taught", "-n", "2", "-o", "y.png"), 2, "label")
+    halved = {**made.student, "kind": "progressive", "steps": 2}
+    two = replace(made, student=halved, sampling=replace(made.sampling, steps=2))
+    save_model(two, tmp_path / "halved")
+    refused(call(capsys, "sample", "halved", *SAMPLE, "-o", "y.png"), 2, "progressive student")
+    assert sampled(capsys, "halved", "--guidance-scale", "4", "--force") in seen
 
 
 def sampled(capsys, *words) -> bytes:

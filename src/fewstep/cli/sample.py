@@ -210,7 +210,9 @@ def _freed(found: "Found") -> "Found":
     if kind is None:
         raise UsageError("--force: this model is no student, and goes without")
     console.warn(f"--force: a {kind} student is sampled in a way that it was not made for")
-    return replace(found, model=replace(found.model, student={}))
+    # which guidance scales it was taught holds however it is sampled
+    kept = {k: v for k, v in found.model.student.items() if k == "scales"}
+    return replace(found, model=replace(found.model, student=kept))
 
 
 def _target(out: str | None) -> Path | None:
