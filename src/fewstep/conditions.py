@@ -1,12 +1,13 @@
 """What a network is told beside the noisy image: classes, a caption, a small or a partial image.
 
 A condition is one argument everywhere. It is None (nothing is told), class indices of shape (B,),
-a `Caption`, or an image with the condition of the network inside it: `LowRes` for
-super-resolution, `Known` for inpainting, nested as the networks are. Classifier-free guidance asks
-a network twice, with its condition and with `null` of it: what is left out is the class or the
-caption, never the image that is to be enlarged or completed.
+a `Caption`, or something more with the condition of the network inside it: an image, `LowRes` for
+super-resolution and `Known` for inpainting, or a guidance scale, `Scaled`; nested as the networks
+are. Classifier-free guidance asks a network twice, with its condition and with `null` of it: what
+is left out is the class or the caption, never the image that is to be enlarged or completed.
 
-Inside: `Caption`, `LowRes`, `Known`; `classes`, `null`, `join`, `rows`, `to` and `check`.
+Inside: `Caption`, `LowRes`, `Known`, `Scaled`; `scaled`, `classes`, `null`, `join`, `rows`, `to`
+and `check`.
 """
 
 from typing import Any, NamedTuple
@@ -53,7 +54,19 @@ class Known(NamedTuple):
     cond: Any = None
 
 
-Cond = Tensor | Caption | LowRes | Known | None
+class Scaled(NamedTuple):
+    """The condition of a network that was taught guidance: how much is asked for.
+
+    Attributes:
+        scale: (B,) floating point, the exponent s = 1 + w; 1 = plain conditional.
+        cond: the condition of the network inside: classes or a caption, which images stand around.
+    """
+
+    scale: Tensor
+    cond: Any = None
+
+
+Cond = Tensor | Caption | LowRes | Known | Scaled | None
 """Class indices (B,) with -1 for the null, a structure of tensors (B, *), or None."""
 
 
@@ -71,22 +84,40 @@ def classes(cond: Cond) -> Tensor | None:
     """
     if isinstance(cond, Caption):
         raise ValueError("a caption where class indices are expected")
-    return classes(cond.cond) if isinstance(cond, LowRes | Known) else cond
+    return classes(cond.cond) if isinstance(cond, LowRes | Known | Scaled) else cond
+
+
+def scaled(cond: Cond, scale: Tensor) -> Cond:
+    """Return the condition with a guidance scale beside its class or caption.
+
+    Args:
+        cond: any condition; a scale that it has already is replaced.
+        scale: shape (B,), floating point.
+
+    Returns:
+        a `Scaled`, inside the images if there are any.
+    """
+    if isinstance(cond, LowRes | Known):
+        return cond._replace(cond=scaled(cond.cond, scale))
+    return Scaled(scale, cond.cond if isinstance(cond, Scaled) else cond)
 
 
 def null(cond: Cond) -> Cond:
-    """Return the condition without its class or caption; images stay.
+    """Return the condition without its class or caption; images and a guidance scale stay.
+
+    So both branches of a guidance are of one kind. Guidance towards nothing is the same at every
+    scale; a network that was taught guidance is never taught this branch, and does not know it.
 
     Args:
         cond: any condition.
 
     Returns:
         None for classes, a `Caption` of the same shape without words, an image without the
-        condition inside it.
+        condition inside it, and so a scale.
     """
     if isinstance(cond, Caption):
         return cond._replace(mask=torch.zeros_like(cond.mask))
-    if isinstance(cond, LowRes | Known):
+    if isinstance(cond, LowRes | Known | Scaled):
         return cond._replace(cond=null(cond.cond))
     return None
 
@@ -162,5 +193,5 @@ def check(cond: Cond, n: int) -> None:
     for name, part in zip(getattr(cond, "_fields", ()), cond or (), strict=True):
         if name == "cond":
             check(part, n)
-        elif part.shape[0] != n:
+        elif part.shape[:1] != (n,) or (name == "scale" and part.ndim != 1):
             raise ValueError(f"{name} of shape {tuple(part.shape)}: expected {n} images")

@@ -20,6 +20,7 @@ from fewstep.errors import UsageError, suggest
 from fewstep.labels import LABELS
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.nets.extra_inputs import Inpaint, SuperRes
+from fewstep.nets.guidance import GuidanceScale
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.nets.text import TextUNet, TextUNetConfig
 from fewstep.nets.unet import UNet, UNetConfig
@@ -33,9 +34,13 @@ NETS: Mapping[str, tuple[type[nn.Module], type]] = {
 """The networks that a stored model may name, each with its configuration. An `EncoderUNet` makes
 the model a noisy classifier."""
 
-INPUTS: Mapping[str, type[Inpaint] | type[SuperRes]] = {"known": Inpaint, "low_res": SuperRes}
-"""The further images that a network may be shown, by the wrapper that takes them (see
-`nets.extra_inputs`)."""
+INPUTS: Mapping[str, type[Inpaint] | type[SuperRes] | type[GuidanceScale]] = {
+    "known": Inpaint,
+    "low_res": SuperRes,
+    "guidance": GuidanceScale,
+}
+"""What a network may be told beside its condition, by the wrapper that takes it: further images
+(`nets.extra_inputs`) and, innermost, the guidance scale (`nets.guidance`)."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,9 @@ class Model:
         about: where it comes from: data name and fingerprint, licence, steps, free text.
         tuned: presets by number of steps, found for these weights (`tune`).
         student: how a model of few steps was made, as JSON values; empty = it is none. "kind" is
-            "progressive" or "consistency", "steps" what it was made for, "teacher" whose student
-            it is, "guidance" the scale that is in its weights, or "scales" their range.
+            "guided", "progressive" or "consistency", "steps" what it was made for, "teacher" whose
+            student it is, "guidance" the scale that is in its weights, or "scales" their range:
+            see `scales`.
     """
 
     denoiser: NetDenoiser | NoisyClassifier
@@ -131,7 +137,24 @@ class Model:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names in `INPUTS` of the further images that the network is shown, outermost first."""
-        return _unwrapped(self.denoiser.net)[1]
+        return tuple(name for name in _unwrapped(self.denoiser.net)[1] if name != "guidance")
+
+    @property
+    def scales(self) -> tuple[float, float] | None:
+        """Least and largest guidance scale that the network was taught; None = it is told none.
+
+        Raises:
+            UsageError: it is told a scale, and `student` does not say which it was taught.
+        """
+        if "guidance" not in _unwrapped(self.denoiser.net)[1]:
+            return None
+        match self.student.get("scales"):
+            case [int() | float() as low, int() | float() as high] if low <= high:
+                return float(low), float(high)
+        raise UsageError(
+            "this model is told a guidance scale, and its description does not say which it was "
+            "taught: student.scales = [low, high], such as [1, 5], is missing or no such pair"
+        )
 
     @property
     def text(self) -> TextUNetConfig | None:
@@ -178,14 +201,14 @@ class Model:
 
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
-        net = self.net
+        net, wrappers = _unwrapped(self.denoiser.net)
         names = [name for name, (kind, _) in NETS.items() if type(net) is kind]
         if not names:
             raise ValueError(f"a model with a {type(net).__name__}: only {list(NETS)} are stored")
         return {
             "net": {"name": names[0], **asdict(net.config)},  # pyright: ignore[reportArgumentType] -- both nets have one
             **self.denoiser.describe(),
-            **({"inputs": list(self.inputs)} if self.inputs else {}),
+            **({"inputs": list(wrappers)} if wrappers else {}),
             "shape": list(self.shape),
             "classes": list(self.classes),
             "sampling": self.sampling.plain(),

@@ -120,7 +120,8 @@ def _fits(what: str, mine: Model, model: Model, classes: tuple[str, ...]) -> Non
 def _conditions(model: Model) -> tuple[str, ...]:
     """Return what a model is told beside its classes."""
     text = model.text
-    return (*model.inputs, *(() if text is None else (f"texts of {text.context} tokens",)))
+    texts = () if text is None else (f"texts of {text.context} tokens",)
+    return (*model.inputs, *texts, *(() if model.scales is None else ("a guidance scale",)))
 
 
 def _few(value: object) -> str:
@@ -204,10 +205,11 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
 
     From the inside out: first the difference that guides, between conditional and unconditional
     predictions (plain, rescaled or projected: each takes both branches) or between a good and a
-    weak model; then a classifier's gradient, which shifts the score of whatever it is given; then
-    the interval, outside which the plain conditional model is asked once; then what bounds the
-    predicted image, once and after all sums, because bounded branches do not add up; last the
-    known pixels of an image that is completed, which thresholding would scale down.
+    weak model, or no difference for a student that was taught the sum; then a classifier's
+    gradient, which shifts the score of whatever it is given; then the interval, outside which the
+    plain conditional model is asked once; then what bounds the predicted image, once and after all
+    sums, because bounded branches do not add up; last the known pixels of an image that is
+    completed, which thresholding would scale down.
 
     Args:
         model: its denoiser is wrapped, not changed.
@@ -216,7 +218,8 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
 
     Raises:
         UsageError: guidance of a model without classes or without the null condition, settings
-            that do not go together, or a classifier or weak model that does not fit.
+            that do not go together, or a classifier or weak model that does not fit; of a
+            student, a scale that it was not taught or what needs both branches.
 
     Source: Dhariwal and Nichol, 2021, eq. 14 (classifier); Lin et al., 2023, section 3.4, and
         Sadat et al., 2024, algorithm 1 (both branches); Karras et al., 2024, eq. 3 (in place of
@@ -227,7 +230,10 @@ def guided(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) 
     assert not isinstance(own, NoisyClassifier)
     _check(s, steer)
     denoiser: Denoiser = own
-    if isinstance(steer, Weak):
+    if model.scales is not None:
+        _check_taught(s, model.scales, steer)
+        denoiser = guide.Taught(own, scale)
+    elif isinstance(steer, Weak):
         denoiser = steer.around(own, model, scale)
     elif scale != 1:
         if not model.classes and model.text is None:
@@ -257,6 +263,32 @@ def _classifier_free(denoiser: Denoiser, s: Sampling) -> Denoiser:
     if s.guidance_rescale:
         return guide.Rescaled(denoiser, scale, s.guidance_rescale)
     return guide.ClassifierFree(denoiser, scale)
+
+
+def _check_taught(s: Sampling, scales: tuple[float, float], steer: Steer | Weak | None) -> None:
+    """Refuse what a student that says the guided prediction itself cannot do."""
+    low, high = scales
+    said, span = dials(s), f"{low:g} to {high:g}"
+    if isinstance(steer, Weak):
+        raise UsageError(
+            "a weak model: this model was taught guidance and is told its scale, which would mean "
+            "two things; leave the weak model out"
+        )
+    if not low <= s.guidance_scale <= high:
+        raise UsageError(
+            f"guidance scale {s.guidance_scale:g}: this model was taught those from {span}; give "
+            "one of them"
+        )
+    if "interval" in said and not low <= 1 <= high:
+        raise UsageError(
+            f"interval {said['interval']}: outside it guidance scale 1 is asked for, and this "
+            f"model was taught those from {span}; leave it out"
+        )
+    for name in (n for n in ("rescale", "apg", "momentum") if n in said):
+        raise UsageError(
+            f"{name} {said[name]}: compares with the unconditional prediction, and this model was "
+            "taught to say the guided one alone; leave it out"
+        )
 
 
 def _check(s: Sampling, steer: Steer | Weak | None) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import guide, process, shapes, solvers
+from fewstep.conditions import classes
 from fewstep.denoiser import Cond, Denoiser, NetDenoiser, V
 from fewstep.exact import Mixture
 from fewstep.process import Process, Tabulated
@@ -67,7 +68,8 @@ class TinyNet(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor, cond: Cond = None) -> Tensor:
         self.images += x.shape[0]
-        shift = torch.zeros(len(x)) if cond is None else 0.1 * cond
+        y = classes(cond)
+        shift = torch.zeros(len(x)) if y is None else 0.1 * y
         shift = (shift + label / 1000).reshape(-1, *(1,) * (x.ndim - 1))
         return torch.tanh(self.scale * x + shift.to(x))
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep import guide, solvers
+from fewstep.conditions import classes
 from fewstep.denoiser import Cond, Denoiser
 from fewstep.exact import Gaussian, Mixture
 from fewstep.prediction import VIEWS, Prediction
@@ -170,7 +171,8 @@ class Wide(Denoiser):
 
     def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
         said = self.denoiser(x_t, t, cond)
-        said.variance = (0 * x_t - 1) if cond is None else 0 * x_t + cond[:, None]
+        y = classes(cond)
+        said.variance = (0 * x_t - 1) if y is None else 0 * x_t + y[:, None]
         return said
 
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,41 @@ def test_a_model_that_never_saw_the_null_is_not_swept(judge, capsys) -> None:
     both = (*words, "guidance=1", "--classifier", judge)
     refused(call(capsys, *both), 2, "scale 0", "never saw the null")
     assert not Path("c").exists()
+
+
+# ---------------------------------------------------------------- a student of guidance
+def test_a_student_is_asked_once_a_step_for_the_scales_of_its_range(run, capsys, tmp_path) -> None:
+    """Before its first step it is its teacher at scale 1; then the scale changes the images."""
+    from fewstep.distill import student
+    from fewstep.train.checkpoint import load_model, save_model
+    from unit.random_nets import randomise
+
+    made = student(load_model(checkpoints(run)[-1]), 1.0, 4.0)
+    save_model(made, tmp_path / "fresh")
+    randomise(made.denoiser.net)
+    save_model(made, tmp_path / "taught")
+    teacher = sampled(capsys, run, "--guidance-scale", "1")
+    assert sampled(capsys, "fresh", "--guidance-scale", "1") == teacher
+    assert sampled(capsys, "fresh", "--guidance-scale", "3") == teacher
+    seen = {sampled(capsys, "taught", "--guidance-scale", s) for s in ("1", "2", "4")}
+    assert len(seen) == 3
+    facts = read_settings(Path("x.png"))
+    assert (facts["nfe"], facts["sampling"]["guidance_scale"]) == (4, 4.0)
+    for words, named in (
+        (("--guidance-scale", "5"), "taught those from 1 to 4"),
+        (("--guidance-rescale", "0.7"), "taught to say the guided one alone"),
+        (("--weak", run), "weak model"),
+    ):
+        refused(call(capsys, "sample", "taught", *SAMPLE, *words, "-o", "y.png"), 2, named)
+    refused(call(capsys, "sample", "taught", "-n", "2", "-o", "y.png"), 2, "label")
+    halved = {**made.student, "kind": "progressive", "steps": 2}
+    two = replace(made, student=halved, sampling=replace(made.sampling, steps=2))
+    save_model(two, tmp_path / "halved")
+    refused(call(capsys, "sample", "halved", *SAMPLE, "-o", "y.png"), 2, "progressive student")
+    assert sampled(capsys, "halved", "--guidance-scale", "4", "--force") in seen
+
+
+def sampled(capsys, *words) -> bytes:
+    code, _, err = call(capsys, "sample", *words, *SAMPLE, "-o", "x.png")
+    assert code == 0, err
+    return pixels("x.png")

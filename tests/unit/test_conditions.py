@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import conditions, guide, steer
-from fewstep.conditions import Caption, Cond, Known, LowRes
+from fewstep.conditions import Caption, Cond, Known, LowRes, Scaled
 from fewstep.denoiser import EPS, NetDenoiser, V
 from fewstep.model import Model, Sampling
 from fewstep.nets import Inpaint, SuperRes, TextUNet, TextUNetConfig
@@ -19,6 +19,7 @@ TOKENS = torch.arange(B * 4).reshape(B, 4)
 CAPTION = Caption(TOKENS, TOKENS % 4 < 3)
 CLASSES = torch.tensor([2, 0, 1])
 SMALL, WHOLE = torch.rand(B, 3, 4, 4), torch.rand(B, 3, 8, 8)
+SCALE = torch.tensor([1.0, 2.5, 4.0])
 MASK = (torch.rand(B, 1, 8, 8) > 0.5).float()
 EVERY: dict[str, Cond] = {
     "nothing": None,
@@ -28,6 +29,8 @@ EVERY: dict[str, Cond] = {
     "small and classes": LowRes(SMALL, CLASSES),
     "partial and caption": Known(WHOLE, MASK, CAPTION),
     "partial, small and caption": Known(WHOLE, MASK, LowRes(SMALL, CAPTION)),
+    "scale and classes": Scaled(SCALE, CLASSES),
+    "partial, small, scale and caption": Known(WHOLE, MASK, LowRes(SMALL, Scaled(SCALE, CAPTION))),
 }
 every = pytest.mark.parametrize("name", EVERY)
 
@@ -52,7 +55,7 @@ def test_two_batches_are_cut_apart_again(name: str) -> None:
 
 
 @every
-def test_the_null_keeps_images_and_forgets_words(name: str) -> None:
+def test_the_null_keeps_images_and_scale_and_forgets_words(name: str) -> None:
     """Beside its null, a condition is one batch; the null of the null is itself."""
     cond = EVERY[name]
     nothing = conditions.null(cond)
@@ -62,6 +65,9 @@ def test_the_null_keeps_images_and_forgets_words(name: str) -> None:
         nothing = nothing.cond
     if isinstance(nothing, LowRes):
         assert torch.equal(nothing.image, SMALL)
+        nothing = nothing.cond
+    if isinstance(nothing, Scaled):
+        assert torch.equal(nothing.scale, SCALE)
         nothing = nothing.cond
     if isinstance(nothing, Caption):
         assert not nothing.mask.any()
@@ -85,11 +91,30 @@ def test_the_null_keeps_images_and_forgets_words(name: str) -> None:
         (LowRes(SMALL[:2], CLASSES), "image"),
         (LowRes(SMALL, CLASSES[:2]), "cond"),
         (Caption(TOKENS, CAPTION.mask[:2]), "mask"),
+        (Scaled(SCALE[:2], CLASSES), "scale"),
+        (Scaled(SCALE[:, None], CLASSES), "scale"),
+        (Scaled(torch.tensor(2.0), CLASSES), "scale"),
+        (LowRes(SMALL, Scaled(SCALE, CLASSES[:2])), "cond"),
     ],
 )
 def test_conditions_of_other_images_are_refused(cond: Cond, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         conditions.check(cond, B)
+
+
+def test_a_scale_stands_beside_the_words_whatever_images_there_are() -> None:
+    """And takes the place of another; without it, the condition is what it was."""
+    for name in ("nothing", "classes", "partial, small and caption"):
+        told = conditions.scaled(conditions.scaled(EVERY[name], SCALE + 1), SCALE)
+        conditions.check(told, B)
+        while isinstance(told, LowRes | Known):
+            told = told.cond
+        assert isinstance(told, Scaled)
+        assert told.scale is SCALE
+        words = EVERY[name]
+        while isinstance(words, LowRes | Known):
+            words = words.cond
+        assert told.cond is words
 
 
 def test_two_kinds_are_no_batch() -> None:

@@ -283,7 +283,7 @@ def test_the_examples_in_the_documentation_run(name: str) -> None:
 
 def test_the_tables_of_names_are_closed() -> None:
     assert set(model.NETS) == {"UNet", "MLP", "EncoderUNet", "TextUNet"}
-    assert set(model.INPUTS) == {"known", "low_res"}
+    assert set(model.INPUTS) == {"known", "low_res", "guidance"}
 
 
 @pytest.mark.parametrize("param", [EPS, SCORE])

@@ -170,16 +170,30 @@ def one_scale(scale: float | None, w: float | None) -> float | None:
     return scale
 
 
-def doubled(model: "Model", scale: float, *, weak: bool = False) -> bool:
-    """Return whether guidance of a scale asks two networks, or one twice, at every step.
+def on(model: "Model", scale: float, *, weak: bool = False) -> bool:
+    """Return whether guidance of a scale bends the paths, by which solver and grid are chosen.
+
+    That is not the cost, which `doubled` says: the paths of a student that was taught guidance are
+    those of its guided teacher.
 
     Args:
         model: that is guided.
-        scale: the exponent s; 1 and 0 ask once.
+        scale: the exponent s; 1 and 0 are no guidance.
         weak: whether a weaker model guides.
     """
     conditional = bool(model.classes) or model.text is not None
     return scale not in (0, 1) and (weak or conditional)
+
+
+def doubled(model: "Model", scale: float, *, weak: bool = False) -> bool:
+    """Return whether guidance of a scale asks two networks, or one twice, at every step.
+
+    Args:
+        model: that is guided; a student that was taught guidance is asked once.
+        scale: the exponent s; 1 and 0 ask once.
+        weak: whether a weaker model guides.
+    """
+    return on(model, scale, weak=weak) and model.scales is None
 
 
 def warn_far(*scales: float | None) -> None:

@@ -210,7 +210,9 @@ def _freed(found: "Found") -> "Found":
     if kind is None:
         raise UsageError("--force: this model is no student, and goes without")
     console.warn(f"--force: a {kind} student is sampled in a way that it was not made for")
-    return replace(found, model=replace(found.model, student={}))
+    # which guidance scales it was taught holds however it is sampled
+    kept = {k: v for k, v in found.model.student.items() if k == "scales"}
+    return replace(found, model=replace(found.model, student=kept))
 
 
 def _target(out: str | None) -> Path | None:
@@ -247,8 +249,8 @@ def _preset(model: "Model", changes: dict[str, Any], free: bool, weak: str | Non
         guidance.refuse_idle(changes)
         changes = {**changes, "guidance_scale": 1.0}
     scale = changes.get("guidance_scale", model.sampling.guidance_scale)
-    doubled = guidance.doubled(model, scale, weak=weak is not None)
-    chosen, why = sampling.for_steps(model, changes, guided=doubled)
+    guided = guidance.on(model, scale, weak=weak is not None)
+    chosen, why = sampling.for_steps(model, changes, guided=guided)
     if why:
         console.note(why)
     return sampling.changed(model.sampling, chosen)

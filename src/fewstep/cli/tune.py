@@ -144,7 +144,7 @@ def _show(course: "Course", n: int, tried: "list[Tried]") -> None:
     from fewstep import sampling
 
     bare = replace(course.model, tuned={}, sampling=course.preset)
-    guided = guidance.doubled(course.model, course.preset.guidance_scale)
+    guided = guidance.on(course.model, course.preset.guidance_scale)
     changes, _ = sampling.for_steps(bare, {"steps": n}, guided=guided)
     usual = sampling.changed(course.preset, changes)
     console.result(f"{n} steps: error, sampler, grid")

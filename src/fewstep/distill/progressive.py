@@ -17,8 +17,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fewstep import conditions
 from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
+from fewstep.distill.guided import check_scales, drawn
 from fewstep.errors import UsageError
 from fewstep.objectives.denoising import dropped, noised
 from fewstep.objectives.weights import TruncatedSNR, Weight
@@ -38,9 +40,12 @@ class Progressive:
         drop: probability, in [0, 1], that a sample's class is replaced by the null condition, for
             the teacher as for the student.
         name: says which teacher, and how it is guided, in the identity of a run.
+        scales: of a teacher that is told its guidance scale (`Guided`), the least and the largest:
+            every sample draws one, which teacher and student are told alike. None = none is told.
 
     Raises:
-        UsageError: an even number of times, or fewer than 3.
+        UsageError: an even number of times, or fewer than 3; scales that are no range, or with a
+            `drop`: such a teacher does not know the null condition.
 
     Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models",
         2022, algorithm 2 and appendix G (arXiv 2202.00512).
@@ -51,6 +56,7 @@ class Progressive:
     weight: Weight = field(default_factory=TruncatedSNR)
     drop: float = 0.0
     name: str = ""
+    scales: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Check the grid."""
@@ -59,6 +65,13 @@ class Progressive:
                 f"a teacher of {len(self.times) - 1} steps: two of its steps become one, so their "
                 "number must be even"
             )
+        if self.scales is not None:
+            check_scales(*self.scales)
+            if self.drop:
+                raise UsageError(
+                    f"drop {self.drop:g} with guidance scales: a teacher that is told its scale "
+                    "does not know the null condition; use drop=0"
+                )
 
     def __call__(
         self, denoiser: Denoiser, x0: Tensor, cond: Cond, step: int, noise: torch.Generator
@@ -83,6 +96,8 @@ class Progressive:
         t, middle, s = (grid[2 * steps + k] for k in range(3))
         x_t = noised(denoiser, x0, t, noise).x_t
         cond = dropped(cond, self.drop, noise)
+        if self.scales is not None:
+            cond = conditions.scaled(cond, drawn(*self.scales, x0, noise))
         with torch.no_grad():
             truth = self.truth(x_t, t, middle, s, cond)
         error = denoiser(x_t, t, cond).x0 - truth.x0

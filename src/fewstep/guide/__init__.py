@@ -6,13 +6,14 @@ noise level: 0 is unconditional, 1 the plain conditional model, more than 1 guid
 s - 1 for classifier-free guidance and s for classifier guidance. (Across noise levels the guided
 fields do not sample that sharpened density: see the law with two Gaussians.)
 
-Inside: `affine` (sums of predictions and gradients) and `bounded` (what keeps range, contrast and
-direction in bounds under strong guidance).
+Inside: `affine` (sums of predictions and gradients), `bounded` (what keeps range, contrast and
+direction in bounds under strong guidance) and `taught` (a network that says the sum itself).
 """
 
 from fewstep.denoiser import Denoiser
 from fewstep.guide.affine import Auto, ClassifierFree, Interval, LogProb, Unconditional
 from fewstep.guide.bounded import Clamp, Keep, Projected, Rescaled, Threshold
+from fewstep.guide.taught import Taught
 
 ALL: tuple[type[Denoiser], ...] = (
     ClassifierFree,
@@ -25,6 +26,7 @@ ALL: tuple[type[Denoiser], ...] = (
     Threshold,
     Rescaled,
     Projected,
+    Taught,
 )
 """Every guidance: the laws run over this list."""
 
@@ -38,6 +40,7 @@ __all__ = [
     "LogProb",
     "Projected",
     "Rescaled",
+    "Taught",
     "Threshold",
     "Unconditional",
 ]

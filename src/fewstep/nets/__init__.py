@@ -3,6 +3,7 @@
 from fewstep.nets.condition import NULL, ClassEmbedding, sinusoid
 from fewstep.nets.encoder import EncoderConfig, EncoderUNet
 from fewstep.nets.extra_inputs import Inpaint, SuperRes
+from fewstep.nets.guidance import GuidanceScale
 from fewstep.nets.layout import UNetConfig
 from fewstep.nets.mlp import MLP, MLPConfig
 from fewstep.nets.text import TextUNet, TextUNetConfig
@@ -14,6 +15,7 @@ __all__ = [
     "ClassEmbedding",
     "EncoderConfig",
     "EncoderUNet",
+    "GuidanceScale",
     "Inpaint",
     "MLPConfig",
     "SuperRes",

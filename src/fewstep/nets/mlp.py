@@ -76,7 +76,14 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(config.layers))
         self.head = zero_init(nn.Linear(width, config.dim))
 
-    def forward(self, x: Tensor, label: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        cond: Tensor | None = None,
+        *,
+        extra: Tensor | None = None,
+    ) -> Tensor:
         """Run the network.
 
         Args:
@@ -84,6 +91,7 @@ class MLP(nn.Module):
             label: (B,) noise labels, any real number, or one label for the whole batch as (1,) or
                 ().
             cond: (B,) int64 class indices with -1 = the null condition, or None = null for all.
+            extra: (B or 1, width), added to the embedding of the label: a guidance scale.
 
         Returns:
             (B, dim) of x's type.
@@ -109,6 +117,8 @@ class MLP(nn.Module):
         emb = self.time(wave.to(dtype))
         if self.label is not None:
             emb = emb + self.label(cond)
+        if extra is not None:
+            emb = emb + extra.to(emb.dtype)
         emb = F.silu(emb)
         h = self.stem(x.to(dtype))
         for tell, layer in zip(self.tell, self.layers, strict=True):

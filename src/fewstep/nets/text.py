@@ -176,13 +176,21 @@ class TextUNet(nn.Module):
         self.text = Transformer(config)
         self.net = UNet(config)
 
-    def forward(self, x: Tensor, label: Tensor, cond: Caption | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        cond: Caption | None = None,
+        *,
+        extra: Tensor | None = None,
+    ) -> Tensor:
         """Run the network.
 
         Args:
             x: (B, in_channels, H, W), as `UNet` takes it.
             label: (B,), as `UNet` takes it.
             cond: tokens and mask, both (B, context), or None = the empty caption for all.
+            extra: (B, 4 width), added beside the pooled text: a guidance scale.
 
         Returns:
             (B, out_channels, H, W) of x's type.
@@ -202,4 +210,5 @@ class TextUNet(nn.Module):
             )
             cond = Caption(tokens, tokens.bool())
         pooled, tokens = self.text(cond)
-        return self.net(x, label, extra=pooled, tokens=tokens)
+        extra = pooled if extra is None else pooled + extra.to(pooled.dtype)
+        return self.net(x, label, extra=extra, tokens=tokens)

@@ -247,7 +247,8 @@ class UNet(Encoder):
             label: (B,) noise labels, any real number, or one label for the whole batch as (1,) or
                 ().
             cond: (B,) int64 class indices with -1 = the null condition, or None = null for all.
-            extra: (B or 1, 4 width), added to the embedding of the label: a pooled text.
+            extra: (B or 1, 4 width), added to the embedding of the label: a pooled text,
+                a guidance scale.
             tokens: (B, N, config.tokens), what every attention reads beside the pixels; required
                 by a network with `config.tokens`, refused by one without.
 
