@@ -131,7 +131,7 @@ def test_a_student_is_sampled_on_the_times_it_learned(process, steps: int) -> No
     """The preset's grid is every second time of the grid that its teacher was walked on."""
     teacher = model(V, process)
     stage, times = Stage("progressive", steps, 100, 32, 1e-4), make.grid(teacher, 16)
-    goal = make.objective(stage, make.teacher(teacher, 1.0), times, "t")
+    goal = make.objective(stage, make.Taught(make.teacher(teacher, 1.0), times))
     assert isinstance(goal, Progressive)
     assert len(goal.times) == 2 * steps + 1
     preset = make.sampling(teacher, stage, times)

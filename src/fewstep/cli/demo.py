@@ -115,11 +115,12 @@ def _students(
         asked = run.Asked(str(out), found.weights, 1.0, method, 1, seed, reals.train.fingerprint)
         work = run.Work(asked, found.model, reals.train, tuple(plan), out / method, "cpu")
         run.record(work, {"kept": {}})
+        rungs = []
         for rung in students.rungs(work):
             note(f"  {method}, {rung.stage.steps} steps: copy error {rung.copied:.4f}")
-            ways.append((climb.found_of(work, rung), climb.row_of(rung, group)))
-            last = rung
-        run.keep(work, last)
+            rungs.append(rung)
+        ways += [(climb.found_of(work, rung), climb.row_of(rung, group)) for rung in rungs]
+        run.keep(work, rungs[-1])
     return ways
 
 

@@ -74,6 +74,13 @@ def distill(  # budget: table
             help="of the teacher, that goes into the student; by default the model's own",
         ),
     ] = None,
+    guidance_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW..HIGH",
+            help="one student for all these scales, each in a single pass: 1..4; of progressive",
+        ),
+    ] = None,
     start: Annotated[
         int | None,
         typer.Option(
@@ -100,7 +107,10 @@ def distill(  # budget: table
     and stops.
     """
     judged.needs("torch_fidelity", "matplotlib")
-    wish = _Wish(to, method, budget, images, guidance_scale, start, data, number, seed, device)
+    told = _range(guidance_range)
+    wish = _Wish(
+        to, method, budget, images, guidance_scale, told, start, data, number, seed, device
+    )
     folder, wish, model = _again(model, wish, out)
     found, reals = _opened(model, wish)
     work = _work(found, reals, wish, folder)
@@ -117,6 +127,7 @@ class _Wish:
     budget: float
     images: int | None
     guidance: float | None
+    scales: tuple[float, float] | None
     start: int | None
     data: str | None
     number: int | None
@@ -146,8 +157,9 @@ def _again(word: str, wish: _Wish, out: Path | None) -> tuple[Path | None, _Wish
         )
     asked, kept = said["asked"], said["kept"]
     before = dataclasses.replace(
-        wish, to=asked["to"], method=asked["method"], guidance=asked["guidance"],
-        seed=asked["seed"], data=wish.data or kept["data"], number=wish.number or kept["number"],
+        wish, to=asked["to"], method=asked["method"], scales=asked["scales"], seed=asked["seed"],
+        guidance=asked["guidance"] if asked["scales"] is None else None,
+        data=wish.data or kept["data"], number=wish.number or kept["number"],
     )  # fmt: skip
     if not Path(asked["model"]).exists() and "/" in asked["model"]:
         raise CheckpointError(
@@ -194,9 +206,10 @@ def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "
     way = method(wish.method or "auto", wish.to)
     if way != "progressive" and wish.start is not None:
         raise UsageError(f"--start {wish.start}: of progressive distillation, not of {way}")
-    scale = _scale(found, way, wish.guidance)
+    scale = _scale(found, way, wish)
+    prints = reals.train.fingerprint
     asked = run.Asked(
-        _word(found), found.weights, scale, way, wish.to, wish.seed, reals.train.fingerprint
+        _word(found), found.weights, scale, way, wish.to, wish.seed, prints, wish.scales
     )
     out = (folder or _default(found, asked)).expanduser()
     place = engine.pick_device(wish.device)
@@ -214,15 +227,43 @@ def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "
     return work
 
 
-def _scale(found: "Found", way: str, asked: float | None) -> float:
-    """Return the guidance that goes into the student.
+def _range(word: str | None) -> tuple[float, float] | None:
+    """Return the scales that --guidance-range says.
+
+    Raises:
+        UsageError: they are no range.
+    """
+    if word is None:
+        return None
+    low, sign, high = word.partition("..")
+    try:
+        ends = float(low), float(high)
+    except ValueError:
+        ends = (math.nan, math.nan)
+    if not (sign and math.isfinite(sum(ends)) and ends[0] < ends[1]):
+        raise UsageError(
+            f"--guidance-range {word}: must be LOW..HIGH with LOW < HIGH, such as 1..4"
+        )
+    return ends
+
+
+def _scale(found: "Found", way: str, wish: _Wish) -> float:
+    """Return the guidance that goes into the student, or what its preset is told.
 
     Raises:
         UsageError: it is asked of a method that has no teacher to guide.
     """
-    from fewstep.students.plan import TAUGHT
+    from fewstep.students.plan import PROGRESSIVE, TAUGHT
 
+    asked = wish.guidance
     own = found.model.sampling.guidance_scale if asked is None else asked
+    if wish.scales is not None:
+        low, high = wish.scales
+        if way != PROGRESSIVE:
+            raise UsageError(f"--guidance-range {low:g}..{high:g}: of progressive, not of {way}")
+        if asked is not None:
+            raise UsageError("--guidance-scale and --guidance-range: give one of them")
+        return min(max(own, low), high)
     if way in TAUGHT or own == 1:
         return own
     if asked is not None:
@@ -274,7 +315,8 @@ def _plan(found: "Found", images: "Images", asked: "Asked", wish: _Wish) -> "tup
         count = float(wish.images)
     try:
         if asked.method == "progressive":
-            return students.ladder(asked.to, count, wish.start)
+            guided = asked.scales is not None
+            return students.ladder(asked.to, count, wish.start, guided=guided)
         return students.single(asked.method, asked.to, count)
     except students.TooSmall as e:
         more = ", or give a smaller --start" if wish.start else ""
@@ -297,10 +339,14 @@ def _announce(work: "Work", wish: _Wish) -> None:
     record.json_file(work.out / "environment.json", record.environment(wish.device))
     result(f"distillation: {work.out}")
     asked = work.asked
-    note(f"teacher: {asked.model}, guidance scale {asked.guidance:g}; method {asked.method}")
+    low, high = asked.scales or (asked.guidance, asked.guidance)
+    scales = f"scale {low:g}" if low == high else f"scales {low:g} to {high:g}"
+    note(f"teacher: {asked.model}, guidance {scales}; method {asked.method}")
     note("copy error: of pixels in [-1, 1], against the teacher in twice the steps, or a fine one")
     for i, stage in enumerate(work.stages):
-        first = f"{2 * stage.steps} -> " if asked.method == "progressive" else ""
+        first = f"{2 * stage.steps} -> " if stage.method == "progressive" else ""
+        if stage.method == "guided":
+            first = "told its guidance, "
         note(
             f"  stage {i + 1}: {first}{stage.steps} steps, {stage.updates} updates of "
             f"{stage.batch_size} images"

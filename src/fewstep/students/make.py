@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from fewstep import steer
 from fewstep.denoiser import BOTH, EDM, EPS, X0, Denoiser, NetDenoiser, V
-from fewstep.distill import PRESETS, Progressive
+from fewstep.distill import PRESETS, Guided, Progressive
+from fewstep.distill import student as told
 from fewstep.distill.pairs import bounds
 from fewstep.errors import UsageError
 from fewstep.model import Model, Sampling
 from fewstep.nets.unet import UNet
 from fewstep.objectives import Objective
 from fewstep.solvers import grids
-from fewstep.students.plan import PROGRESSIVE, Stage
+from fewstep.students.plan import GUIDED, PROGRESSIVE, Stage
 from fewstep.train.config import FitConfig
 
 HIGH = 80.0
@@ -48,18 +49,21 @@ def teacher(model: Model, scale: float) -> Denoiser:
     return found.requires_grad_(False)
 
 
-def student(model: Model, method: str) -> Model:
+def student(model: Model, method: str, scales: tuple[float, float] | None = None) -> Model:
     """Return a copy of a model to be trained as a student.
 
     Args:
         model: the teacher; it is not changed.
-        method: "progressive" or a name in `distill.PRESETS`.
+        method: see `plan.Stage`.
+        scales: of guidance, that a student of the method "guided" is told.
 
     Raises:
         UsageError: a parametrisation, or a network, that cannot be distilled.
     """
     own = model.denoiser
     assert isinstance(own, NetDenoiser)
+    if method == GUIDED and scales is not None:
+        return told(student(model, PROGRESSIVE), *scales)
     kept = (V, EDM, BOTH, X0) if method == PROGRESSIVE else (V, EDM, BOTH)
     convert = own.param not in kept
     if convert and own.param not in (EPS, X0):
@@ -121,21 +125,22 @@ def sampling(model: Model, stage: Stage, times: Tensor) -> Sampling:
     """Return the preset of a student.
 
     Args:
-        model: its teacher.
+        model: the student.
         stage: how it was trained.
         times: the grid of the ladder's first teacher; unused for consistency models.
     """
     process, clip = model.denoiser.process, model.sampling.clip
-    if stage.method != PROGRESSIVE:
+    scale = 1.0 if model.scales is None else model.sampling.guidance_scale
+    if stage.method not in (PROGRESSIVE, GUIDED):
         high = bounds(process, 1e-3, HIGH)[1]
         levels = middles(high, stage.steps)
         return Sampling("consistency", stage.steps, clip=clip, levels=levels)
     mine = times[:: (len(times) - 1) // stage.steps].tolist()
     if torch.equal(torch.tensor(mine).double(), grids.uniform(stage.steps)):
-        return Sampling("ddim", stage.steps, clip=clip)
+        return Sampling("ddim", stage.steps, clip=clip, guidance_scale=scale)
     pairs = [process.levels(t) for t in mine[:-1]]
     levels = tuple(float(sigma) / float(alpha) for alpha, sigma in pairs)
-    return Sampling("ddim", stage.steps, clip=clip, levels=levels)
+    return Sampling("ddim", stage.steps, clip=clip, guidance_scale=scale, levels=levels)
 
 
 def middles(high: float, steps: int, middle: float = MIDDLE) -> tuple[float, ...]:
@@ -149,28 +154,41 @@ def middles(high: float, steps: int, middle: float = MIDDLE) -> tuple[float, ...
     return (high, *(middle / 3**k for k in range(steps - 1)))
 
 
-def objective(
-    stage: Stage, frozen: Denoiser, times: Tensor, name: str, drop: float = 0.0
-) -> Objective:
-    """Return what a stage minimises.
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """What a stage's student learns from.
 
-    Args:
-        stage: which method, and its student's steps.
-        frozen: the stage's teacher.
-        times: the grid of the ladder's first teacher.
+    Attributes:
+        teacher: frozen.
+        times: the grid of the ladder's first teacher, shape (steps + 1,).
         name: says which teacher it is.
         drop: probability that a label is left out.
+        scales: of guidance, where teacher and student are told one.
     """
+
+    teacher: Denoiser
+    times: Tensor
+    name: str = ""
+    drop: float = 0.0
+    scales: tuple[float, float] | None = None
+
+
+def objective(stage: Stage, by: Taught) -> Objective:
+    """Return what a stage minimises."""
+    if stage.method == GUIDED:
+        assert by.scales is not None
+        return Guided(by.teacher, *by.scales, name=by.name)
     if stage.method == PROGRESSIVE:
-        stride = (len(times) - 1) // (2 * stage.steps)
-        return Progressive(frozen, tuple(times[::stride].tolist()), drop=drop, name=name)
-    goal = PRESETS[stage.method](frozen, stage.updates, name)
-    return dataclasses.replace(goal, drop=drop)
+        stride = (len(by.times) - 1) // (2 * stage.steps)
+        grid = tuple(by.times[::stride].tolist())
+        return Progressive(by.teacher, grid, drop=by.drop, name=by.name, scales=by.scales)
+    goal = PRESETS[stage.method](by.teacher, stage.updates, by.name)
+    return dataclasses.replace(goal, drop=by.drop)
 
 
 def config(stage: Stage, seed: int) -> FitConfig:
     """Return how a stage is trained: the paper's constant settings, scaled by the budget."""
-    progressive = stage.method == PROGRESSIVE
+    progressive = stage.method in (PROGRESSIVE, GUIDED)
     return FitConfig(
         steps=stage.updates,
         batch_size=stage.batch_size,
@@ -199,11 +217,13 @@ def finished(
         preset: how it is sampled.
         facts: name and weights of the teacher, its guidance.
     """
+    kinds = {PROGRESSIVE: "progressive", GUIDED: "guided"}
     record = {
-        "kind": "progressive" if stage.method == PROGRESSIVE else "consistency",
+        "kind": kinds.get(stage.method, "consistency"),
         "method": stage.method,
         "steps": stage.steps,
         **facts,
+        **({} if model.scales is None else {"scales": list(model.scales)}),
     }
     about = {**taught.about, **{k: v for k, v in model.about.items() if k in ("step", "weights")}}
     about.pop("recipe", None)

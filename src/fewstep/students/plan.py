@@ -12,7 +12,7 @@ from typing import Any
 from fewstep.distill import PRESETS, halved
 from fewstep.errors import UsageError
 
-PROGRESSIVE = "progressive"
+PROGRESSIVE, GUIDED = "progressive", "guided"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
 """What may be asked for: "consistency" is the preset "ect", "auto" that for 1 or 2 steps and
 progressive distillation for more."""
@@ -31,7 +31,7 @@ the images, which have none."""
 LATE = 2
 """Students of so few steps get twice the updates: their step is the longest (section 4 of the
 paper has 100 thousand for the last two stages and 50 for the others)."""
-_LR = {PROGRESSIVE: 3e-4, "consistency-training": 4e-4}
+_LR = {PROGRESSIVE: 3e-4, GUIDED: 3e-4, "consistency-training": 4e-4}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Stage:
     """One training of a student.
 
     Attributes:
-        method: "progressive" or a name in `distill.PRESETS`.
+        method: "progressive", "guided" (the first stage of guided distillation, which takes no
+            steps away) or a name in `distill.PRESETS`.
         steps: sampling steps of the student.
         updates: optimizer steps.
         batch_size: images of each.
@@ -82,16 +83,20 @@ def method(asked: str, to: int) -> str:
     return "ect" if found == "consistency" else found
 
 
-def ladder(to: int, images: float, start: int | None = None) -> tuple[Stage, ...]:
+def ladder(
+    to: int, images: float, start: int | None = None, *, guided: bool = False
+) -> tuple[Stage, ...]:
     """Return the stages of progressive distillation.
 
     Args:
         to: sampling steps of the last student, a power of two.
         images: how many training images the budget buys.
         start: steps of the first teacher, or None for what the budget bears: `START` and less.
+        guided: whether a stage of guided distillation goes first, which makes that teacher.
 
     Returns:
-        a stage for each halving, with equally many images but for those of `LATE` steps.
+        a stage for each halving, with equally many images but for those of `LATE` steps and that
+        of guided distillation, which have twice as many.
 
     Raises:
         UsageError: the budget is too small for one stage, or `start` is not halved to `to`.
@@ -101,12 +106,15 @@ def ladder(to: int, images: float, start: int | None = None) -> tuple[Stage, ...
         counts = halved(first, to)[1:]
         if not counts:
             raise UsageError(f"--start {first}: must be above --to {to}, to be halved")
+        ways = [PROGRESSIVE] * len(counts)
         shares = [2.0 if n <= LATE else 1.0 for n in counts]
+        if guided:
+            ways, counts, shares = [GUIDED, *ways], [first, *counts], [2.0, *shares]
         each = images / sum(shares)
         if each >= LEAST * BATCHES[-1] or first == starts[-1]:
             return tuple(
-                _stage(PROGRESSIVE, n, share * each)
-                for n, share in zip(counts, shares, strict=True)
+                _stage(way, n, share * each)
+                for way, n, share in zip(ways, counts, shares, strict=True)
             )
     raise AssertionError("no start")  # the last one always returns or raises
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep import sampling, solvers
+from fewstep import guide, sampling, solvers
 from fewstep.conditions import Cond
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, NetDenoiser
@@ -26,7 +26,7 @@ from fewstep.errors import CheckpointError, ResourceError, UsageError
 from fewstep.files import replacing
 from fewstep.model import Model
 from fewstep.students import make
-from fewstep.students.plan import PROGRESSIVE, START, Stage
+from fewstep.students.plan import GUIDED, PROGRESSIVE, START, Stage
 from fewstep.train import checkpoint, engine
 from fewstep.train.fit import fit
 from fewstep.train.log import say
@@ -48,6 +48,7 @@ class Asked:
         to: sampling steps of the student.
         seed: of all random numbers.
         data: fingerprint of the training images.
+        scales: range of guidance scales that the student is told, or None for `guidance` alone.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Asked:
     to: int
     seed: int
     data: str
+    scales: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class Work:
     @property
     def times(self) -> Tensor:
         """The grid of the ladder's first teacher, or a fine one, shape (steps + 1,)."""
-        if self.stages[0].method == PROGRESSIVE:
-            return make.grid(self.teacher, 2 * self.stages[0].steps)
-        return make.grid(self.teacher, START)
+        first = self.stages[0]
+        steps = {PROGRESSIVE: 2 * first.steps, GUIDED: first.steps}.get(first.method, START)
+        return make.grid(self.teacher, steps)
 
 
 @dataclass(frozen=True)
@@ -118,89 +120,94 @@ def rungs(work: Work, shown: Shown | None = None) -> Iterator[Rung]:
     Raises:
         as `train.fit`.
     """
-    frozen = make.teacher(work.teacher, work.asked.guidance)
-    first = f"{work.asked.weights[:16]} guidance {work.asked.guidance:g}"
-    start, name = work.teacher, first
-    plain = work.asked.guidance == 1 and work.teacher.denoiser.null is True
+    asked, start = work.asked, work.teacher
+    frozen = make.teacher(start, 1.0 if asked.scales else asked.guidance)
+    first = name = f"{asked.weights[:16]} guidance {asked.scales or asked.guidance}"
+    plain = asked.scales is None and asked.guidance == 1 and start.denoiser.null is True
     for stage in work.stages:
         began = time.monotonic()
-        model = _begin(start, stage, plain, work.asked)
-        goal = make.objective(stage, frozen, work.times, name, make.DROP if plain else 0.0)
-        watch = _watch(work, stage, frozen, shown) if shown is not None else None
+        drop = make.DROP if plain else 0.0
+        by = make.Taught(frozen, work.times, name, drop, asked.scales)
         found = fit(
-            model,
+            _begin(start, stage, plain, asked),
             work.images,
-            goal,
-            make.config(stage, work.asked.seed),
+            make.objective(stage, by),
+            make.config(stage, asked.seed),
             place(work.out, stage),
             device=work.device,
-            on_sample=watch,
+            on_sample=None if shown is None else _watch(work, stage, by, shown),
         )
         taught = _finished(found, work, stage)
         seconds = time.monotonic() - began
-        yield Rung(stage, taught, apart(frozen, taught, stage, work.times), seconds)
-        start, frozen = taught, make.teacher(taught, 1.0)
+        yield Rung(stage, taught, apart(by, taught, stage), seconds)
+        start = taught
+        frozen = taught.denoiser if asked.scales else make.teacher(taught, 1.0)
+        assert isinstance(frozen, Denoiser)
+        frozen.requires_grad_(False)
         name = f"{first}, {stage.steps} steps: {digest(taught)}"
 
 
 def _watch(
-    work: Work, stage: Stage, frozen: Denoiser, shown: Shown
+    work: Work, stage: Stage, by: make.Taught, shown: Shown
 ) -> Callable[[int, Model], None]:
     """Return what `fit` calls with the student as it is."""
 
     def watch(step: int, found: Model) -> None:
         if step < stage.updates:  # the end is told by the rung
             taught = dataclasses.replace(found, sampling=make.sampling(found, stage, work.times))
-            shown(stage, step, apart(frozen, taught, stage, work.times))
+            shown(stage, step, apart(by, taught, stage))
 
     return watch
 
 
 def _begin(start: Model, stage: Stage, null: bool, asked: Asked) -> Model:
     """Return a student before its training."""
-    model = make.student(start, stage.method)
+    model = make.student(start, stage.method, asked.scales)
     assert isinstance(model.denoiser, NetDenoiser)
     model.denoiser.null = null
-    facts = {"teacher": asked.model, "teacher_sha256": asked.weights, "guidance": asked.guidance}
-    return dataclasses.replace(model, student={"kind": "training", **facts})
+    return dataclasses.replace(model, student={**_origin(asked), "kind": "training"})
+
+
+def _origin(asked: Asked) -> dict[str, Any]:
+    """Return whose student it is, and the guidance in it."""
+    told = {"guidance": asked.guidance} if asked.scales is None else {"scales": [*asked.scales]}
+    return {"teacher": asked.model, "teacher_sha256": asked.weights, **told}
 
 
 def _finished(found: Model, work: Work, stage: Stage) -> Model:
     """Return a trained student, apart from the trainer."""
-    asked = work.asked
-    facts = {
-        "teacher": asked.model,
-        "teacher_sha256": asked.weights,
-        "guidance": asked.guidance,
-        "images": sum(s.images for s in work.stages if s.steps >= stage.steps),
-    }
-    preset = make.sampling(work.teacher, stage, work.times)
+    seen = sum(s.images for s in work.stages if s.steps >= stage.steps)
+    facts = {**_origin(work.asked), "images": seen}
+    preset = make.sampling(found, stage, work.times)
     own = dataclasses.replace(found, denoiser=copy.deepcopy(found.denoiser).eval())
     return make.finished(own, work.teacher, stage, preset, facts)
 
 
 @torch.no_grad()
-def apart(frozen: Denoiser, taught: Model, stage: Stage, times: Tensor) -> float:
+def apart(by: make.Taught, taught: Model, stage: Stage) -> float:
     """Return the copy error of a student, in pixel values of [-1, 1].
 
     It is the root mean square difference between its images and its teacher's from the same
-    noise: in twice the steps, or for consistency models on the whole grid.
+    noise: in twice the steps, or as many where none are taken away, or for consistency models on
+    a fine grid. A student that is told its guidance is looked at with the scale of its preset.
 
     Args:
-        frozen: the teacher.
+        by: what it learns from.
         taught: the student, with its preset.
         stage: its stage.
-        times: the grid of the ladder's first teacher, or a consistency model's fine one.
     """
     device = next(taught.denoiser.parameters()).device
     shape = (_COPIED, *taught.shape)
     cond: Cond = None
     if taught.classes:
         cond = torch.arange(_COPIED, device=device) % len(taught.classes)
-    stride = 1
-    if stage.method == PROGRESSIVE:
-        stride = (len(times) - 1) // (2 * stage.steps)
-    theirs = solvers.generate(frozen, shape, times[::stride], solvers.DDIM(), cond)
+    scale, frozen = taught.sampling.guidance_scale, by.teacher
+    stride = (len(by.times) - 1) // (2 * stage.steps) if stage.method == PROGRESSIVE else 1
+    if stage.method == GUIDED:
+        frozen = guide.ClassifierFree(frozen, scale)
+    elif by.scales is not None:
+        frozen = guide.Taught(frozen, scale)
+    theirs = solvers.generate(frozen, shape, by.times[::stride], solvers.DDIM(), cond)
     way = sampling.plan(taught, dataclasses.replace(taught.sampling, clip=False))
     ours = solvers.generate(way.denoiser, shape, way.times, way.solver, cond)
     return float((theirs - ours).square().mean().sqrt())
@@ -222,8 +229,8 @@ def pace(
     model = make.student(teacher, method)
     assert isinstance(model.denoiser, NetDenoiser)
     net = model.denoiser.net.to(device).train()
-    frozen = make.teacher(teacher, guidance)
-    goal = make.objective(stage, frozen, make.grid(teacher, 2), "")
+    by = make.Taught(make.teacher(teacher, guidance), make.grid(teacher, 2))
+    goal = make.objective(stage, by)
     bf16 = engine.pick_precision("auto", device) == "bf16"
     noise = torch.Generator(device).manual_seed(0)
     ids = torch.arange(stage.batch_size).numpy() % len(images)
@@ -246,7 +253,7 @@ def pace(
 
 def place(out: Path, stage: Stage) -> Path:
     """Return the run folder of a stage."""
-    return out / STAGES / str(stage.steps)
+    return out / STAGES / (stage.method if stage.method == GUIDED else str(stage.steps))
 
 
 def digest(model: Model) -> str:
@@ -269,6 +276,8 @@ def planned(out: Path) -> dict[str, Any] | None:
         return None
     try:
         said = json.loads(path.read_text("utf-8"))
+        if said["asked"].get("scales") is not None:
+            said["asked"]["scales"] = tuple(said["asked"]["scales"])
         Asked(**said["asked"])
         [Stage(**stage) for stage in said["stages"]]
     except (OSError, ValueError, KeyError, TypeError) as e:
