@@ -165,3 +165,45 @@ class DataSet(Mixture):
 
     def __init__(self, process: Process, points: Tensor, classes: Tensor | None = None) -> None:
         super().__init__(process, points, 0.0, classes)
+
+
+class GaussianEnd(Denoiser):
+    """Say where the trajectories of the probability-flow ODE end, for data N(mean, std^2 I).
+
+        f(x_t, t) = mean + (x_t - alpha mean) sqrt((std^2 + least^2) / (alpha^2 std^2 + sigma^2))
+
+    The exact consistency function: constant along every trajectory, the identity at the ratio
+    `least`, and not E[x0 | x_t] as `Gaussian` says it (there the factor has no root), so that the
+    eps and score of its predictions mean nothing.
+
+    Args:
+        process: how the data become noise.
+        mean: shape (*).
+        std: standard deviation of the data, > 0.
+        least: sigma / alpha where the trajectories end, >= 0.
+
+    Raises:
+        ValueError: std <= 0 or least < 0.
+
+    Source: Song et al., "Consistency Models", 2023, definition 1 (arXiv 2303.01469); along a
+        trajectory of the ODE (x_t - alpha mean)^2 / (alpha^2 std^2 + sigma^2) is constant (Song et
+        al., 2021, eq. 13, arXiv 2011.13456).
+    """
+
+    mean: Tensor
+
+    def __init__(self, process: Process, mean: Tensor, std: float, least: float = 0.0) -> None:
+        super().__init__()
+        if not (std > 0 and least >= 0):
+            raise ValueError(f"std {std}, least {least}: must be > 0 and >= 0")
+        self.process, self.std, self.least = process, std, least
+        self.register_buffer("mean", mean, persistent=False)
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        """Return the end of the trajectory as x0; the condition is not read."""
+        del cond
+        alpha, sigma = self.levels(x_t, t)
+        here = alpha * alpha * self.std**2 + sigma * sigma
+        factor = shapes.sqrt((self.std**2 + self.least**2) / here)
+        x0 = self.mean + factor * (x_t - alpha * self.mean)
+        return Prediction.from_x0(x_t, alpha, sigma, x0)

@@ -6,8 +6,9 @@ a `Plan` is what they stand for.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,40 +25,11 @@ from fewstep.model import Model, Sampling
 from fewstep.process import Process, Tabulated
 from fewstep.solvers import grids
 from fewstep.solvers.levels import ALIGN_YOUR_STEPS, align_your_steps, listed
+from fewstep.solvers.named import SAMPLERS
 from fewstep.steer import DIALS, REFINING, Steer, Weak, guided
 
 MAX_STEPS = 100_000
 """More sampling steps than this are taken for a slip of the keyboard."""
-
-EACH = 5
-"""Langevin steps of annealed-langevin at a level of noise, unless said."""
-
-SAMPLERS: Mapping[str, Callable[[float, int], solvers.Solver]] = {
-    "ddim": lambda eta, n: solvers.DDIM(eta),
-    "ddpm": lambda eta, n: solvers.DDPM("small"),
-    "ddpm-large": lambda eta, n: solvers.DDPM("large"),
-    "ddpm-learned": lambda eta, n: solvers.DDPM("learned"),
-    "euler": lambda eta, n: solvers.Euler(),
-    "heun": lambda eta, n: solvers.Heun(),
-    "heun-churn": lambda eta, n: solvers.HeunChurn(steps=n),
-    "dpmpp": lambda eta, n: solvers.DPMSolverPP(2),
-    "dpmpp3": lambda eta, n: solvers.DPMSolverPP(3, steps=n),
-    "dpmpp3-legacy": lambda eta, n: solvers.DPMSolverPP(3, legacy=True, steps=n),
-    "dpmpp-2s": lambda eta, n: solvers.DPMSolverPP2S(),
-    "unipc": lambda eta, n: solvers.UniPC(3, steps=n),
-    "unipc2": lambda eta, n: solvers.UniPC(2, steps=n),
-    "deis": lambda eta, n: solvers.DEIS(3),
-    "deis-tab": lambda eta, n: solvers.DEIS(3, "t"),
-    "ipndm": lambda eta, n: solvers.IPNDM(4),
-    "annealed-langevin": lambda eta, n: solvers.PredictorCorrector(None, EACH, rule="level"),
-    "predictor-corrector": lambda eta, n: solvers.PredictorCorrector(),
-    "predictor-corrector-level": lambda eta, n: solvers.PredictorCorrector(
-        snr=0.176, rule="level"
-    ),
-    "predictor-corrector-ddim": lambda eta, n: solvers.PredictorCorrector(solvers.DDIM()),
-}
-"""Names of the samplers; each makes a solver from eta and the number of steps. "ddpm-large" is
-the talk's sigma-hat, "ddpm-learned" for networks with a learned variance."""
 
 LANGEVIN = ("each", "snr")
 """Fields of `model.Sampling` for the samplers with Langevin steps alone."""
@@ -203,6 +175,11 @@ def plan(model: Model, sampling: Sampling, steer: Steer | Weak | None = None) ->
     process = model.denoiser.process
     times = grid(sampling.spacing, process, sampling.steps, sampling.levels)
     solver = SAMPLERS[name](sampling.eta, len(times) - 1)
+    if isinstance(solver, solvers.Consistency):
+        param = getattr(model.denoiser, "param", None)
+        solver = solvers.Consistency(getattr(param, "least", 0.0))
+        if sampling.levels is None:
+            times = solver.started_above(times, process, partial(grid, sampling.spacing, process))
     solver.check(denoiser.process, times.tolist())
     solver = _stepping(solver, sampling, denoiser.process, times)
     return Plan(denoiser, times, solver, solvers.nfe(denoiser, times, solver))
@@ -342,8 +319,9 @@ def for_steps(
     if found is not None and (found.guidance_scale not in (0, 1)) == guided:
         places = {"levels": found.levels} if found.levels else {"spacing": found.spacing}
         where = "noise levels" if found.levels else f"the spacing {found.spacing}, both"
-        why = f"sampler {found.sampler} on {where} found for this model by fewstep tune"
-        why += f" at guidance scale {found.guidance_scale:g}"
+        why = f"sampler {found.sampler} on {where} found for this model"
+        if found.sampler != "consistency":  # whose levels are found from samples
+            why += f" by fewstep tune at guidance scale {found.guidance_scale:g}"
         own_way = {"sampler": found.sampler, "eta": found.eta, **places}
         return {**asked, **own_way}, f"{steps} steps: {why}"
     solver = SAMPLERS[own.sampler](own.eta, own.steps) if own.sampler in SAMPLERS else None

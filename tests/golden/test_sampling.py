@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep import guide, solvers
 from fewstep.conditions import Cond
-from fewstep.denoiser import EPS, PARAMS, Denoiser, NetDenoiser
+from fewstep.denoiser import CONSISTENCY, EPS, PARAMS, Denoiser, NetDenoiser
 from fewstep.exact import Mixture
 from fewstep.labels import index, log_sigma_250
 from fewstep.objectives import Chain
@@ -306,6 +306,18 @@ def check_preconditioning(settings: dict[str, Any], tensors: dict[str, Tensor]) 
             check(key, p.sigma(times), want, tolerance)
 
 
+def check_consistency(settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Multistep sampling: `ts` picks the levels of a Karras grid, of which the last is the end."""
+    p, noise = EDM(), tensors["noise"]
+    levels = grids.karras(p, int(settings["steps"]))
+    times = torch.cat([levels[settings["ts"][:-1]], levels[-1:]])
+    assert settings["ts"][-1] == len(levels) - 2, "no jump to the least level"
+    denoiser = guide.Clamp(NetDenoiser(Waves(), p, CONSISTENCY, log_sigma_250))
+    solver, fresh = solvers.Consistency(0.002), noise[1 : len(times) - 1]
+    run = Played(denoiser, 80 * noise[0], times, solver, fresh)
+    check("out", run.x[-1], tensors["out"], settings["tolerance"])
+
+
 Check = Callable[[dict[str, Any], dict[str, Tensor]], None]
 CHECKS: dict[str, Check] = {
     "schedules": check_schedules,
@@ -319,12 +331,12 @@ CHECKS: dict[str, Check] = {
     "losses_ddpm": check_losses,
     "edm_heun": check_heun,
     "consistency_preconditioning": check_preconditioning,
+    "consistency_sample_": check_consistency,
 }
 # Prefixes of the reference programs that other modules compare, or that nothing offers yet.
 ELSEWHERE = (
     "adm_",
     "annealed_langevin",
-    "consistency_sample",
     "edm_ablation_",
     "glide_",
     "losses_consistency",

@@ -11,8 +11,9 @@ from fewstep import sampling
 from fewstep.denoiser import CONSISTENCY, NetDenoiser
 from fewstep.model import Model, Sampling, from_description
 from fewstep.nets.mlp import MLP, MLPConfig
-from fewstep.process import Cosine, Tabulated
+from fewstep.process import EDM, Cosine, Tabulated
 from fewstep.sampling import DEFAULTS, SAMPLERS, changed, for_steps, plan
+from fewstep.solvers import Consistency
 from tools import solver_league
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,31 @@ def test_a_tuned_preset_goes_first() -> None:
     got, _ = for_steps(model, {"steps": 20}, guided=True)
     assert got == {"steps": 20, "spacing": "karras", **own}
     assert "fewstep tune" not in for_steps(model, {"steps": 4}, guided=False)[1]
+
+
+def test_a_consistency_model_takes_its_middle_level() -> None:
+    """Two steps over the level that was found; another number of steps, over those of its spacing.
+
+    The grid of Karras' levels ends above that at which the function is the identity.
+    """
+    net = toy().denoiser.net
+    own = Sampling("consistency", 1, "karras")
+    two = Sampling("consistency", 2, "karras", levels=(80.0, 1.382))
+    model = Model(NetDenoiser(net, EDM(), CONSISTENCY), (2,), sampling=own, tuned={2: two})
+    got, why = for_steps(model, {"steps": 2}, guided=False)
+    assert why == "2 steps: sampler consistency on noise levels found for this model"
+    made = plan(model, changed(own, got))
+    assert made.solver == Consistency(0.002)
+    assert EDM().sigma(made.times).tolist() == pytest.approx([80, 1.382, 0])
+    got, why = for_steps(model, {"steps": 3}, guided=False)
+    assert (got, why) == ({"steps": 3}, "")
+    made = plan(model, changed(own, got))
+    assert made.nfe == 3
+    assert EDM().sigma(made.times).tolist() == pytest.approx([80, 9.723, 0.470, 0], abs=1e-3)
+    again = changed(own, {"levels": (80.0, 0.8)})
+    assert EDM().sigma(plan(model, again).times).tolist() == pytest.approx([80, 0.8, 0])
+    plain = replace(model, denoiser=NetDenoiser(net, EDM()))
+    assert plan(plain, again).solver == Consistency(0.0)
 
 
 def test_presets_of_another_kind_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from fewstep.errors import UsageError
 from fewstep.langevin import ladder
 from fewstep.process import VE
 from fewstep.recipes.schema import Recipe
-from fewstep.sampling import EACH
+from fewstep.solvers.named import EACH
 
 _COMPARED = 10_000  # images whose distances are measured
 

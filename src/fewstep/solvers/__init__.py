@@ -3,14 +3,16 @@
 A solver is a frozen value with a pure step from one time to another (`base`): `DDIM`, `DDPM`
 (`ddim`), `Euler`, `Heun` (`runge_kutta`), `HeunChurn` (`churn`), `DPMSolverPP`,
 `DPMSolverPP2S` (`multistep`), `UniPC` (`unipc`), `DEIS`, `IPNDM` (`adams`), `PredictorCorrector`
-(`corrector`). A grid is a tensor of times (`grids`, `levels`). `sample` iterates over steps,
-`generate` returns images, `nfe` counts network evaluations, `PerImage` is the noise of a batch.
+(`corrector`), `Consistency` (`consistency`). Their names in presets are in `named`. A grid is a
+tensor of times (`grids`, `levels`). `sample` iterates over steps, `generate` returns images, `nfe`
+counts network evaluations, `PerImage` is the noise of a batch.
 """
 
 from fewstep.solvers import grids, levels
 from fewstep.solvers.adams import DEIS, IPNDM
 from fewstep.solvers.base import Noise, Solver
 from fewstep.solvers.churn import HeunChurn
+from fewstep.solvers.consistency import Consistency
 from fewstep.solvers.corrector import PredictorCorrector
 from fewstep.solvers.ddim import DDIM, DDPM
 from fewstep.solvers.multistep import DPMSolverPP, DPMSolverPP2S
@@ -41,6 +43,7 @@ ALL: tuple[Solver, ...] = (
     PredictorCorrector(),
     PredictorCorrector(DDIM(), rule="level"),
     PredictorCorrector(None, each=3, snr=0.3, rule="level"),
+    Consistency(),
 )
 """One of each solver: the laws run over this list, so a new one is tested by standing here."""
 
@@ -50,6 +53,7 @@ __all__ = [
     "DDPM",
     "DEIS",
     "IPNDM",
+    "Consistency",
     "DPMSolverPP",
     "DPMSolverPP2S",
     "Euler",
