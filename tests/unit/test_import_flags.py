@@ -38,6 +38,18 @@ def test_a_consistency_network_must_say_how_it_was_trained() -> None:
         facts(CONSISTENCY, training_mode="consistency_training", sigma_min=0.01)
 
 
+@pytest.mark.parametrize("ts", ["0,22", "22,0,39", "0,22,40", "39", "0,x,39", "0,,39", "-1,39"])
+def test_the_steps_of_a_consistency_model_are_indices_of_its_grid(ts: str) -> None:
+    with pytest.raises(UsageError, match=r"flag ts = .*: must be rising indices of 40 noise"):
+        facts(CONSISTENCY, training_mode="consistency_training", ts=ts, steps=40)
+
+
+def test_steps_of_a_teacher_are_not_those_of_a_student() -> None:
+    assert "tuned" not in facts(CONSISTENCY, training_mode="edm", ts="0,22,39")
+    three = facts(CONSISTENCY, training_mode="consistency_training", ts="0,1,2", steps=3)
+    assert three["tuned"]["2"]["levels"] == pytest.approx((80.0, 2.51524), abs=1e-4)
+
+
 def test_without_learned_padding_there_is_no_null() -> None:
     """Such a network does not read the mask: both branches of guidance would be the same."""
     described = facts(GLIDE, xf_padding=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep import sampling
 from fewstep.errors import CheckpointError, UsageError
 from fewstep.interop import catalog, importing, shapes
 from fewstep.interop.catalog import CATALOG, parsed
@@ -22,6 +23,7 @@ from fewstep.nets.encoder import EncoderConfig
 from fewstep.nets.layout import UNetConfig
 from fewstep.nets.published import PUBLISHED, build
 from fewstep.nets.text import TextUNetConfig
+from fewstep.solvers import Consistency
 
 INVENTORIES = sorted((Path(__file__).parents[1] / "golden/data/checkpoints").glob("*.json"))
 
@@ -138,7 +140,35 @@ def test_facts_of_the_programs() -> None:
     assert facts("edm-imagenet64")["param"] == "EDM"
     assert facts("cd-lpips-imagenet64")["param"] == "CONSISTENCY"
     assert facts("ct-cat256")["sampling"]["steps"] == 1
+    assert facts("ct-cat256")["sampling"]["sampler"] == "consistency"
     assert facts("edm-bedroom256")["sampling"]["sampler"] == "heun"
+
+
+def test_two_steps_of_the_consistency_models_go_over_the_published_level() -> None:
+    """The levels that the authors found by search, as sigma; of cats distilled they name none."""
+    found = {
+        "cd-l2-imagenet64": 1.382, "cd-lpips-imagenet64": 1.382, "ct-imagenet64": 1.913,
+        "cd-lpips-bedroom256": 4.366, "cd-l2-bedroom256": 3.520, "ct-bedroom256": 3.991,
+        "ct-cat256": 5.249, "cd-l2-cat256": None, "cd-lpips-cat256": None, "edm-cat256": None,
+    }  # fmt: skip
+    for name, level in found.items():
+        entry = CATALOG[name]
+        flags = parsed(entry.flags)
+        config = published_config(entry.program, flags)
+        facts = catalog.described(entry.program, flags, config)
+        with torch.device("meta"):
+            model = from_description({**facts, "net": importing._net(config)})
+        if level is None:
+            assert not model.tuned
+            continue
+        assert list(model.tuned) == [2]
+        plan = sampling.plan(model, model.tuned[2])
+        assert isinstance(plan.solver, Consistency)
+        assert plan.solver.least == 0.002
+        ratios = model.denoiser.process.sigma(plan.times)
+        assert ratios.tolist() == pytest.approx([80, level, 0], abs=5e-4)
+        one = sampling.plan(model, model.sampling)
+        assert (one.nfe, one.times.tolist()) == (1, pytest.approx([1.0, 0.0]))
 
 
 def test_files_are_named_once() -> None:

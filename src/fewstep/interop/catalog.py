@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from fewstep.errors import UsageError, suggest
@@ -25,6 +25,7 @@ from fewstep.nets.encoder import EncoderConfig
 from fewstep.nets.layout import UNetConfig
 from fewstep.nets.text import TextUNetConfig
 from fewstep.process import EDM, Process, Tabulated
+from fewstep.solvers.grids import karras
 
 LICENCE = "MIT"
 
@@ -75,6 +76,18 @@ def _classifier(size: int, depth: int, betas: str) -> Entry:
     return Entry(f"{size}x{size}_classifier.pt", what, ADM, flags)
 
 
+# Two steps, as found by the authors: indices of a Karras grid, the last one its end.
+_TWO_STEPS = {
+    "cd-l2-imagenet64": "--ts 0,22,39 --steps 40",
+    "cd-lpips-imagenet64": "--ts 0,22,39 --steps 40",
+    "ct-imagenet64": "--ts 0,106,200 --steps 201",
+    "cd-l2-bedroom256": "--ts 0,18,39 --steps 40",
+    "cd-lpips-bedroom256": "--ts 0,17,39 --steps 40",
+    "ct-bedroom256": "--ts 0,67,150 --steps 151",
+    "ct-cat256": "--ts 0,62,150 --steps 151",
+}
+
+
 def _pair(data: str, label: str, net: str) -> dict[str, Entry]:
     """Return teacher and students of one data set."""
     ways = {
@@ -88,7 +101,7 @@ def _pair(data: str, label: str, net: str) -> dict[str, Entry]:
             f"{way.partition('-')[0]}_{data}{end}.pt",
             f"{what}, {label}",
             CONSISTENCY,
-            f"{net} {flags}",
+            f"{net} {flags} {_TWO_STEPS.get(f'{way}-{data}', '')}".rstrip(),
         )
         for way, (end, what, flags) in ways.items()
     }
@@ -241,7 +254,8 @@ def described(program: str, flags: Mapping[str, Any], config: UNetConfig) -> dic
 
     Raises:
         UsageError: a noise schedule, a way of training or a program that is not known, a
-            consistency network whose way of training is not said, or another `sigma_min`.
+            consistency network whose way of training is not said, another `sigma_min`, or `ts`
+            that are no indices of its grid.
     """
     if program not in PROGRAMS:
         near = suggest(program, PROGRAMS)
@@ -260,6 +274,8 @@ def described(program: str, flags: Mapping[str, Any], config: UNetConfig) -> dic
         "null": null,  # without vectors for padding a network does not see that a text is empty
         "sampling": asdict(_preset(noising["param"], reads and null, inputs)),
     }
+    if noising["param"] == "CONSISTENCY" and "ts" in flags:
+        facts["tuned"] = _multistep(flags)
     for name in ("param", "null") if classifies else ():
         del facts[name]
     return facts
@@ -342,6 +358,29 @@ def _preset(param: str, guided: bool, inputs: list[str]) -> Sampling:
     if param == "EDM":
         return Sampling("heun", 40, "karras")
     if param == "CONSISTENCY":
-        return Sampling("ddim", 1)
+        return Sampling("consistency", 1, "karras")
     scale = 3.0 if guided and "low_res" not in inputs else 1.0
     return Sampling("ddim", 50, "respace", guidance_scale=scale)
+
+
+def _multistep(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the preset of the program's multistep sampling, by its number of steps.
+
+    Its `ts` are indices of a Karras grid of `steps` levels, noisy first, and end with that of the
+    least level, from which no step begins.
+    """
+    word, steps = str(flags["ts"]), int(flags.get("steps", 40))
+    found = [int(part) if part.isdecimal() else -1 for part in word.split(",")]
+    rises = all(a < b for a, b in pairwise([-1, *found]))
+    if not (rises and len(found) > 1 and found[-1] == steps - 1):
+        raise UsageError(
+            f"flag ts = {word}: must be rising indices of {steps} noise levels (flag steps), the "
+            f"last {steps - 1}, such as 0,{steps // 2},{steps - 1}"
+        )
+    process = EDM(float(flags.get("sigma_max", 80.0)))
+    times = karras(process, steps, high=process.sigma_max).tolist()
+    levels = [float(process.sigma(times[k])) for k in found[:-1]]
+    few = Sampling(
+        "consistency", len(levels), "karras", levels=tuple(float(f"{r:.6g}") for r in levels)
+    )
+    return {str(few.steps): asdict(few)}

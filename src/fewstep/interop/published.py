@@ -103,10 +103,10 @@ _CLASSIFIER = {
 }
 # Flags of the diffusion, or of how a network is run, by the kind of their values.
 _ASIDE: dict[str, Any] = {
-    **dict.fromkeys(("diffusion_steps", "small_size"), 0),
+    **dict.fromkeys(("diffusion_steps", "small_size", "steps"), 0),
     **dict.fromkeys(("sigma_max", "sigma_min"), 0.0),
     **dict.fromkeys(("noise_schedule", "timestep_respacing", "training_mode"), ""),
-    "weight_schedule": "",
+    **dict.fromkeys(("ts", "weight_schedule"), ""),
     **dict.fromkeys(
         (
             "cache_text_emb", "classifier_use_fp16", "predict_xstart", "rescale_learned_sigmas",
