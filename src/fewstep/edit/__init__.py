@@ -2,11 +2,12 @@
 
 `encode` finds the noise from which DDIM makes an image (`encode`), `slerp` walks between two
 noises (`between`). `complete` fills in what was not measured, where `Pixels`, `Luminance` and
-`BlockMeans` say what was (`measure`), and `stroke` redraws a sketch (`change`).
+`BlockMeans` say what was (`measure`), `stroke` redraws a sketch and `denoise` takes noise away
+(`change`).
 """
 
 from fewstep.edit.between import frames, slerp
-from fewstep.edit.change import Repeat, complete, remaining, stroke
+from fewstep.edit.change import Repeat, complete, denoise, remaining, stroke
 from fewstep.edit.encode import Code, decode, encode
 from fewstep.edit.measure import BlockMeans, Luminance, Measure, Pixels, enlarged, put, within
 
@@ -19,6 +20,7 @@ __all__ = [
     "Repeat",
     "complete",
     "decode",
+    "denoise",
     "encode",
     "enlarged",
     "frames",

@@ -4,7 +4,8 @@
 measurement: no training, no gradient. It is not exact: until the noise is low the rest is drawn
 as if it did not know all of the measurement, and so the two fit less well than they should. Going
 back and forth between two noise levels (`Repeat`) makes them fit. `stroke` noises a sketch until
-its faults are drowned, and denoises that.
+its faults are drowned, and denoises that; `denoise` takes the noise for that of the model's own
+way. All of them work with a consistency model too, with the solver `Consistency`.
 """
 
 import math
@@ -20,9 +21,11 @@ from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.edit.measure import Measure, put
 from fewstep.errors import UsageError
+from fewstep.prediction import Prediction
 from fewstep.process import Process
 from fewstep.reverse import posterior
-from fewstep.solvers import DDIM, Noise, Solver, sample
+from fewstep.shapes import Number
+from fewstep.solvers import DDIM, Consistency, Noise, Solver, sample
 from fewstep.solvers.sample import Finite, check_grid
 
 
@@ -73,6 +76,22 @@ ONCE = Repeat()
 ANCESTRAL = DDIM(1.0)
 
 
+class _Measured(Denoiser):
+    """Put the measured part of y into the predicted clean image."""
+
+    def __init__(self, denoiser: Denoiser, y: Tensor, measure: Measure) -> None:
+        super().__init__()
+        self.denoiser, self.y, self.measure = denoiser, y, measure
+        self.process, self.null = denoiser.process, denoiser.null
+
+    def forward(self, x_t: Tensor, t: Number, cond: Cond = None) -> Prediction:
+        prediction = self.denoiser(x_t, t, cond)
+        return prediction.with_x0(put(prediction.x0, self.y, self.measure))
+
+    def cost(self, t: float) -> int:
+        return self.denoiser.cost(t)
+
+
 def complete(
     denoiser: Denoiser,
     y: Tensor,
@@ -87,7 +106,9 @@ def complete(
 
     After each step to s the measured part of x_s becomes that of alpha_s y + sigma_s z with
     fresh z; after the last step, that of y. Each step starts anew, so that a method which
-    remembers earlier steps is its first-order self here.
+    remembers earlier steps is its first-order self here. `Consistency` replaces the measured part
+    of the image at the end of the trajectory instead, before it adds noise: all of x_s is then as
+    noisy, and the next call may change how the rest fits.
 
     The known bias, for data that are a Gaussian with correlation rho between a measured and an
     unmeasured number: without repetition the mean of the second comes out below rho y. It goes to
@@ -110,7 +131,8 @@ def complete(
         UsageError: the grid does not fall, or the solver cannot walk it.
         NumericError: the last batch is not finite; names the first step that was not.
 
-    Source: Song et al., 2021, appendix I.2 (arXiv 2011.13456); `repeat`: Lugmayr et al., 2022.
+    Source: Song et al., 2021, appendix I.2 (arXiv 2011.13456); `repeat`: Lugmayr et al., 2022;
+        with `Consistency`: Song et al., 2023, algorithm 4 (arXiv 2303.01469).
     """
     process, levels = denoiser.process, times.tolist()
     check_grid(levels)
@@ -138,6 +160,8 @@ def _completed(
         return float(process.alpha(t)) * y + float(process.sigma(t)) * noise(y)
 
     start, finite = path[0][0], Finite(path)
+    ends = isinstance(solver, Consistency)
+    denoiser = _Measured(denoiser, y, measure) if ends else denoiser
     x = put(float(process.prior_std(start)) * noise(y), noised(start), measure)
     for k, (t, s) in enumerate(path):
         with silent:  # inside the loop: the caller's own code between steps is not ours
@@ -146,7 +170,10 @@ def _completed(
                 x = keep * x + math.sqrt(float(posterior(process, s, t)[0])) * noise(x)
             else:
                 x, _ = solver.step(denoiser, x, t, s, cond, None, noise)
-                x = put(x, y if k == last else noised(s), measure)
+                if k == last:
+                    x = put(x, y, measure)
+                elif not ends:
+                    x = put(x, noised(s), measure)
             finite.see(x)
         yield x
 
@@ -222,5 +249,46 @@ def stroke(
     else:
         alpha, sigma = (float(level) for level in denoiser.process.levels(start))
         x = alpha * y + sigma * noise(y)
+    steps = sample(denoiser, tuple(y.shape), grid, solver, cond, noise=noise, x=x)
+    return (step.x for step in steps)
+
+
+def denoise(
+    denoiser: Denoiser,
+    y: Tensor,
+    times: Tensor,
+    ratio: float,
+    noise: Noise,
+    cond: Cond = None,
+    solver: Solver = ANCESTRAL,
+) -> Iterator[Tensor]:
+    """Yield the batch after each step: y, which is noisy already, taken for a point of the way.
+
+    Args:
+        denoiser: with its guidance.
+        y: images plus normal noise of standard deviation `ratio`, shape (B, *).
+        times: falling grid, shape (n + 1,); the part below the noise is walked.
+        ratio: sigma / alpha of y, the noise for images in [-1, 1], >= 0.
+        noise: source of standard normal noise.
+        cond: the condition of the B images, or None.
+        solver: the method; DDIM() and `Consistency` in one step draw none.
+
+    Returns:
+        an iterator of batches, shape of y; y itself once where there is no step.
+
+    Raises:
+        UsageError: a ratio below 0 or above that of the grid's beginning, or as `solvers.sample`.
+        NumericError: as `solvers.sample`.
+
+    Source: Song et al., "Consistency Models", 2023, section 6.3 (arXiv 2303.01469).
+    """
+    process, first = denoiser.process, float(times[0])
+    most = float(shapes.divide(process.sigma(first), process.alpha(first)))
+    if not 0 <= ratio <= most:
+        raise UsageError(f"noise {ratio:g}: must be in 0..{most:g}, that of the grid")
+    grid = remaining(process, times, 2 / math.pi * math.atan(ratio))
+    if len(grid) < 2:
+        return iter([y])
+    x = float(process.alpha(float(grid[0]))) * y
     steps = sample(denoiser, tuple(y.shape), grid, solver, cond, noise=noise, x=x)
     return (step.x for step in steps)

@@ -16,8 +16,9 @@ from fewstep.conditions import Cond
 from fewstep.denoiser import Denoiser
 from fewstep.errors import UsageError
 from fewstep.shapes import like
-from fewstep.solvers import DDIM, sample
+from fewstep.solvers import DDIM, Solver, sample
 
+_DDIM = DDIM()
 _ROUNDINGS = 8  # that many roundings of the largest number count as solved
 
 
@@ -38,14 +39,17 @@ class Code:
     iterations: int
 
 
-def decode(denoiser: Denoiser, x: Tensor, times: Tensor, cond: Cond = None) -> Tensor:
-    """Return what DDIM makes of noise.
+def decode(
+    denoiser: Denoiser, x: Tensor, times: Tensor, cond: Cond = None, solver: Solver = _DDIM
+) -> Tensor:
+    """Return what DDIM makes of noise, or another solver.
 
     Args:
         denoiser: with its guidance.
         x: at times[0], shape (B, *).
         times: falling grid, shape (n + 1,).
         cond: the condition of the B images, or None.
+        solver: the method; `Consistency` on a grid of one step draws no noise.
 
     Returns:
         at times[-1], shape (B, *).
@@ -53,7 +57,7 @@ def decode(denoiser: Denoiser, x: Tensor, times: Tensor, cond: Cond = None) -> T
     Raises:
         UsageError: as `solvers.sample`.
     """
-    for step in sample(denoiser, tuple(x.shape), times, DDIM(), cond, x=x):
+    for step in sample(denoiser, tuple(x.shape), times, solver, cond, x=x):
         x = step.x
     return x
 

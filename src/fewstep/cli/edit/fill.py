@@ -29,6 +29,9 @@ REPEAT = typer.Option(
     metavar="R",
     help="walks of each part of the way: 10 fits better",
 )
+ETA = typer.Option(
+    parser=options.number(), metavar="ETA", help="fresh noise of ddim: 0 none, 1 (default) as ddpm"
+)
 JUMP = typer.Option(
     parser=options.whole(1, 10_000), metavar="J", help="steps of a part of --repeat"
 )
@@ -45,7 +48,7 @@ def inpaint(  # budget: table
     guidance_scale: Annotated[float | None, guidance.SCALE] = None,
     steps: Annotated[int | None, options.STEPS] = None,
     spacing: Annotated[str | None, options.SPACING] = None,
-    eta: Annotated[float, options.ETA] = 1.0,
+    eta: Annotated[float | None, ETA] = None,
     repeat: Annotated[int, REPEAT] = 1,
     jump: Annotated[int, JUMP] = 1,
     seed: Annotated[int, options.SEED] = 0,
@@ -83,7 +86,7 @@ def colorize(  # budget: table
     guidance_scale: Annotated[float | None, guidance.SCALE] = None,
     steps: Annotated[int | None, options.STEPS] = None,
     spacing: Annotated[str | None, options.SPACING] = None,
-    eta: Annotated[float, options.ETA] = 1.0,
+    eta: Annotated[float | None, ETA] = None,
     repeat: Annotated[int, REPEAT] = 1,
     jump: Annotated[int, JUMP] = 1,
     seed: Annotated[int, options.SEED] = 0,
@@ -131,7 +134,7 @@ def superres(  # budget: table
     guidance_scale: Annotated[float | None, guidance.SCALE] = None,
     steps: Annotated[int | None, options.STEPS] = None,
     spacing: Annotated[str | None, options.SPACING] = None,
-    eta: Annotated[float, options.ETA] = 1.0,
+    eta: Annotated[float | None, ETA] = None,
     repeat: Annotated[int, REPEAT] = 1,
     jump: Annotated[int, JUMP] = 1,
     seed: Annotated[int, options.SEED] = 0,
@@ -175,7 +178,7 @@ def stroke(  # budget: table
     guidance_scale: Annotated[float | None, guidance.SCALE] = None,
     steps: Annotated[int | None, options.STEPS] = None,
     spacing: Annotated[str | None, options.SPACING] = None,
-    eta: Annotated[float, options.ETA] = 1.0,
+    eta: Annotated[float | None, ETA] = None,
     seed: Annotated[int, options.SEED] = 0,
     out: Annotated[str | None, OUT] = None,
     scale: Annotated[int | None, options.SCALE] = None,
@@ -196,7 +199,7 @@ def stroke(  # budget: table
 
 
 def _changes(
-    guidance_scale: float | None, steps: int | None, spacing: str | None, eta: float
+    guidance_scale: float | None, steps: int | None, spacing: str | None, eta: float | None
 ) -> dict[str, Any]:
     return {"guidance_scale": guidance_scale, "steps": steps, "spacing": spacing, "eta": eta}
 

@@ -19,6 +19,7 @@ from fewstep.errors import NumericError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.cli.resolve import Found
     from fewstep.conditions import Cond
     from fewstep.edit import Measure, Repeat
     from fewstep.solvers import Noise
@@ -194,7 +195,8 @@ def run(
     inputs = [*task.images, *([] if task.mask is None else [task.mask])]
     found, target = way.begin(model, task.out, inputs)
     scale = way.scale_of(found, task.label, task.changes["guidance_scale"])
-    how = way.plan(found, {**task.changes, "guidance_scale": scale}, task.device)
+    changes = _settled(found, {**task.changes, "guidance_scale": scale}, method)
+    how = way.plan(found, changes, task.device)
     rows = way.rows(found, task.label)
     if len(rows) not in (1, len(task.images)):
         raise UsageError(
@@ -227,6 +229,21 @@ def run(
         print(json.dumps({**facts, "file": str(file), "strip": str(strip)}))
         return
     _report(f"{file} (before and after: {strip.name})", facts, task.number * len(given))
+
+
+def _settled(
+    found: "Found", changes: dict[str, Any], method: Completion | Redrawing
+) -> dict[str, Any]:
+    """Return changes with what these verbs have in place of the model's own settings.
+
+    DDIM draws as much fresh noise as DDPM. A consistency model, which may be made for one step,
+    completes over the 40 levels of its program, as what fits is found on the way.
+    """
+    if not way.consistent(found):
+        return {**changes, "eta": 1.0 if changes["eta"] is None else changes["eta"]}
+    if isinstance(method, Redrawing) or changes["steps"] is not None:
+        return changes
+    return {**changes, "steps": 40, "spacing": changes["spacing"] or "karras"}
 
 
 def _results(
@@ -297,8 +314,9 @@ def _report(where: str, facts: dict[str, Any], n: int) -> None:
             "white were cut off; another --seed, more --steps or --repeat may help"
         )
     settings, seeds = facts["sampling"], image_seeds(facts["seed"], n)
+    eta = f" of eta {settings['eta']:g}" if settings["sampler"] == "ddim" else ""
     console.result(
-        f"{where}: {n} images, ddim {facts['steps']} steps of eta {settings['eta']:g}, "
+        f"{where}: {n} images, {settings['sampler']} {facts['steps']} steps{eta}, "
         f"{facts['nfe']} network evaluations each, guidance scale "
         f"{settings['guidance_scale']:g}, seeds {seeds[0]}..{seeds[-1]}"
     )

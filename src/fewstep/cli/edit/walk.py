@@ -132,7 +132,8 @@ def interpolate(  # budget: table
         first, last = (_end(how, ends[word], row) for word in (a, b))
         for some in frames(first, last, number).split(made.at_once(found.model.shape)):
             cond = None if row[1] is None else row[1].expand(len(some))
-            done.append(decode(how.plan.denoiser, some, how.plan.times, cond))
+            p = how.plan
+            done.append(decode(p.denoiser, some, p.times, cond, p.solver))
     x = torch.cat(done)
     names = [row[0] for row in rows]
     file = target or made.free(f"{found.name}-interpolate-{Path(a).stem}-{Path(b).stem}")
@@ -143,13 +144,31 @@ def interpolate(  # budget: table
         print(json.dumps({**facts, "file": str(file)}))
         return
     console.result(
-        f"{file}: {len(names)} x {number} images between {between[0]} and {between[1]}, ddim "
-        f"{how.facts['steps']} steps, guidance scale {how.facts['sampling']['guidance_scale']:g}"
+        f"{file}: {len(names)} x {number} images between {between[0]} and {between[1]}, "
+        f"{how.facts['sampling']['sampler']} {how.facts['steps']} steps, guidance scale "
+        f"{how.facts['sampling']['guidance_scale']:g}"
     )
 
 
 def _way(found: "Found", changes: dict[str, Any], device: str, *, exact: bool) -> Way:
-    """Return deterministic DDIM; exact = for images to be encoded."""
+    """Return deterministic DDIM, or a consistency model's step; exact = for images to be encoded.
+
+    Raises:
+        UsageError: a consistency model that is to encode an image, or to take further steps, each
+            of which would draw noise.
+    """
+    if way.consistent(found):
+        if exact:
+            raise UsageError(
+                f"{found.name}: a consistency model says the image of a noise, not the noise of "
+                "an image; give a diffusion model, or walk between two seeds"
+            )
+        if changes["steps"] not in (None, 1):
+            raise UsageError(
+                f"--steps {changes['steps']}: between noises a consistency model takes 1 step, as "
+                "further ones draw noise; leave it out"
+            )
+        return way.plan(found, {**changes, "steps": 1}, device)
     fixed = {"eta": 0.0, **({"clip": False, "guidance_scale": 1.0} if exact else {})}
     how = way.plan(found, changes | fixed, device)
     if not exact:

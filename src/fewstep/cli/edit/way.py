@@ -75,8 +75,15 @@ def scale_of(found: "Found", label: list[str] | None, scale: float | None) -> fl
     return 1.0
 
 
+def consistent(found: "Found") -> bool:
+    """Return whether the model says where a trajectory ends, so that no ODE is solved with it."""
+    return found.model.sampling.sampler == "consistency"
+
+
 def plan(found: "Found", changes: dict[str, Any], device: str) -> Way:
-    """Return DDIM with the user's changes to the model's settings; None is no change.
+    """Return DDIM, or `Consistency`, with the user's changes to the model's settings.
+
+    None is no change.
 
     Raises:
         UsageError: as `sampling.plan`, or a device that is not there.
@@ -86,7 +93,8 @@ def plan(found: "Found", changes: dict[str, Any], device: str) -> Way:
 
     place = engine.pick_device(device)
     said = {k: v for k, v in changes.items() if v is not None}
-    preset = sampling.changed(found.model.sampling, {**said, "sampler": "ddim"})
+    sampler = "consistency" if consistent(found) else "ddim"
+    preset = sampling.changed(found.model.sampling, {**said, "sampler": sampler})
     way = sampling.plan(found.model, preset)
     facts = {
         "version": __version__,
