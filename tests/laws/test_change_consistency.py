@@ -22,7 +22,7 @@ from fewstep.errors import UsageError
 from fewstep.exact import Gaussian, GaussianEnd
 from fewstep.guide import Clamp
 from fewstep.prediction import Prediction
-from fewstep.process import EDM, VP, Cosine
+from fewstep.process import EDM, VE, VP, Cosine
 from fewstep.solvers import DDIM, Consistency, PerImage, generate, grids
 from fewstep.solvers.levels import listed
 from tests.laws.cases import PROCESSES, generator, largest, normal
@@ -185,5 +185,8 @@ def test_a_walk_between_noises_ends_on_the_images_of_their_seeds():
     for k, seed in ((0, 4), (-1, 9)):
         alone = generate(f, (1, 3, 4, 4), times, Consistency(), seed=seed)
         assert torch.equal(x[k], alone[0])
+    p = VE()  # ends with noise of 0.01, to which DDIM would add its own eps
+    f, z = end(p, 0.01), 50 * normal(2, 3, 4, 4)
+    assert largest(decode(f, z, times, None, Consistency(0.01)), f(z, 1.0).x0) < 1e-6
     sizes = x.square().flatten(1).mean(1)
     assert float(sizes.min()) > 0.9 * float(sizes[[0, -1]].min())  # not the shrunk middle
