@@ -6,6 +6,7 @@ in as many network evaluations; one that is not would be of no use.
 """
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli import console, guidance, judged, meter
@@ -14,6 +15,7 @@ from fewstep.errors import NumericError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
+    from fewstep.metrics.figures import Figure
     from fewstep.report.judge import Judge, Reals
     from fewstep.report.results import Line
     from fewstep.report.spec import Row
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _QUICK = 500  # images by which a student is judged between two stages
 _FINE = 50  # steps of the teacher at its best
+_LOW, _TOP, _TRIES = 0.1, 10.0, 8  # where the start of a second step is looked for
 
 
 def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
@@ -48,7 +51,7 @@ def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
     for rung in students.rungs(work, _shown):
         spent += rung.seconds
         if rung.stage.method != "progressive" and rung.stage.steps > 1:
-            rung = _searched(work, reals, quick, rung)
+            rung = _searched(work, found, reals, quick, rung)
         done.append(rung)
         worse = _worse(work, found, reals, quick, rung)
         if worse:
@@ -131,10 +134,7 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
     theirs = _items(work, found, reals, judge, [_taught(work, steps)])
     ours = _items(work, found_of(work, rung), reals, judge, [row_of(rung)])
     student, teacher = _lines(judge, [*ours, *theirs])
-    name = [f.name for f in student.figures if f.name.startswith("FD-")][-1]  # of the classifier
-    a, b = student.figure(name), teacher.figure(name)
-    assert a is not None
-    assert b is not None
+    a, b = _telling(student), _telling(teacher)
     what = f"{theirs[0].nfe} evaluations of the teacher"
     result(
         f"{rung.stage.steps} steps: copy error {rung.copied:.4f}, {a.name} {a.value:.3g}; "
@@ -150,9 +150,55 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
     return worse
 
 
-def _searched(work: "Work", reals: "Reals", judge: "Judge", rung: "Rung") -> "Rung":
-    """Return a consistency student with the middle level that suits it best."""
-    return rung
+def _telling(line: "Line") -> "Figure":
+    """Return the distance to real images that tells most: that of the classifier's features."""
+    return [f for f in line.figures if f.name.startswith("FD-")][-1]
+
+
+def _searched(
+    work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "Rung"
+) -> "Rung":
+    """Return a consistency student of several steps with the middle level that suits it best."""
+    from fewstep.distill import ternary
+    from fewstep.students import make
+
+    own = rung.model.sampling
+    assert own.levels is not None
+    high = own.levels[0]
+
+    def at(level: float) -> "Rung":
+        preset = replace(own, levels=make.middles(high, own.steps, level))
+        return replace(rung, model=replace(rung.model, sampling=preset))
+
+    def distance(level: float) -> float:
+        place = found_of(work, rung)
+        (line,) = _lines(judge, _items(work, place, reals, judge, [row_of(at(level))]))
+        figure = _telling(line)
+        note(f"  second step from sigma / alpha = {level:.3g}: {figure.name} {figure.value:.3g}")
+        return figure.value
+
+    best = ternary(distance, _LOW, min(_TOP, high / 2), _TRIES)
+    note(f"the second step starts at sigma / alpha = {best:.3g}")
+    return at(best)
+
+
+def _ways(rung: "Rung") -> "list[Row]":
+    """Return the ways of sampling a student: a consistency model in fewer steps, too."""
+    from fewstep.report.spec import Row
+
+    whole = row_of(rung)
+    levels = whole.sampling.levels
+    if rung.model.student["kind"] != "consistency" or levels is None:
+        return [whole]
+    fewer = [
+        Row(
+            f"{rung.stage.method} {k}",
+            replace(whole.sampling, steps=k, levels=levels[:k]),
+            whole.group,
+        )
+        for k in range(1, len(levels))
+    ]
+    return [whole, *reversed(fewer)]
 
 
 def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", n: int) -> None:
@@ -160,10 +206,10 @@ def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", 
     from fewstep.cli.compare import _write
 
     judge = _judge(work, reals, n)
-    counts = sorted({_FINE, *(r.stage.steps for r in done)}, reverse=True)
+    counts = sorted({_FINE, *(w.sampling.steps for r in done for w in _ways(r))}, reverse=True)
     items = _items(work, found, reals, judge, [_taught(work, n) for n in counts])
     for rung in done:
-        items += _items(work, found_of(work, rung), reals, judge, [row_of(rung)])
+        items += _items(work, found_of(work, rung), reals, judge, _ways(rung))
     lines = _lines(judge, items)
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
     _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])
