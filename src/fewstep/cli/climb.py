@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewstep.students import Rung, Stage, Work
 
 _QUICK = 500  # images by which a student is judged between two stages
+_SEEDS = 1_000_000  # of the first of these images
 _FINE = 50  # steps of the teacher at its best
 _LOW, _TOP, _TRIES = 0.1, 10.0, 8  # where the start of a second step is looked for
 
@@ -84,7 +85,8 @@ def _items(
     """Return rows of one model as what is to be measured."""
     from fewstep.report.work import Item
 
-    subject = judged.subject(found, reals, judge.rules, 0, work.device)
+    seed = _SEEDS if judge.rules.n == _QUICK else 0  # what is chosen by is not what is shown
+    subject = judged.subject(found, reals, judge.rules, seed, work.device)
     return [Item.of_row(row, subject, work.out / "eval" / "samples") for row in rows]
 
 
