@@ -14,8 +14,9 @@ from fewstep.errors import UsageError
 
 PROGRESSIVE, GUIDED = "progressive", "guided"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
-"""What may be asked for: "consistency" is the preset "ect", "auto" that for 1 or 2 steps and
-progressive distillation for more."""
+"""What may be asked for: "consistency" is the preset "ect"; "auto" is progressive distillation,
+which was better at every number of steps for the same training (docs/distillation.md), and where
+halving does not end at so many steps, "ect"."""
 
 START = 32
 """Steps of the first teacher of a ladder, where the budget allows: more than its student needs."""
@@ -81,7 +82,9 @@ def method(asked: str, to: int) -> str:
     Raises:
         UsageError: a number of steps that the method does not reach.
     """
-    found = asked if asked != "auto" else "consistency" if to <= LATE else PROGRESSIVE
+    found = asked
+    if asked == "auto":
+        found = PROGRESSIVE if to in HALVED else "consistency"
     if found == PROGRESSIVE and to not in HALVED:
         raise UsageError(
             f"--to {to}: the halving of progressive distillation ends at "
