@@ -1,6 +1,6 @@
-"""Make the students of few steps that the package carries, from a distillation.
+r"""Make the students of few steps that the package carries, from a distillation.
 
-    fewstep distill digits --to 1 --method progressive --guidance-scale 1 --images 160000 \\
+    fewstep distill digits --to 1 --method progressive --guidance-scale 1 --images 160000 \
         -n 2000 -o runs/digits-few
     python tools/make_shipped_students.py runs/digits-few digits 4 1
 
@@ -28,8 +28,9 @@ from fewstep.train.checkpoint import load_model, save_model
 
 CARD = """# {name}
 
-A student of `{teacher}` that draws handwritten digits of 8x8 pixels in {steps} step{s} of DDIM, {steps}
-network evaluation{s}, where its teacher takes 50: `fewstep sample {name} --label 7 -n 16` works at once.
+A student of `{teacher}` that draws handwritten digits of 8x8 pixels in {steps} step{s} of DDIM,
+{steps} network evaluation{s}, where its teacher takes 50: `fewstep sample {name} --label 7 -n 16`
+works at once.
 
 - Network: that of `{teacher}`, {parameters:,} parameters, stored in float16; it predicts v. It is
   sampled in {steps} step{s} and no other way; the conditional model's guidance (scale 1) is in it.

@@ -16,6 +16,7 @@ from fewstep.report.results import Line
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: python tools/results_table.py -->", "<!-- end of results -->"
 FIGURES = ("accuracy", "FD-pixels")
+FEW = ("FD-classifier", "FD-pixels", "accuracy", "precision-classifier", "recall-classifier")
 CONTENT = ("FD-classifier", "KD-classifier", "FD-pixels", "accuracy", "diversity-classifier")
 
 
@@ -51,6 +52,13 @@ PAGES: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
         lambda lines: table.markdown(lines, CONTENT).rstrip("\n"),
     ),
     "docs/results/ddim-digits.md": ("docs/results/ddim-digits.json", table.ddim_markdown),
+    **{
+        f"docs/results/distill-{name}.md": (
+            f"docs/results/distill-{name}.json",
+            lambda lines: table.markdown(lines, FEW).rstrip("\n"),
+        )
+        for name in ("digits", "mnist")
+    },
     **{
         f"docs/results/{name}.md": (f"docs/results/{name}.json", sweep.markdown)
         for name in ("guidance-digits", "guidance-unlabelled")

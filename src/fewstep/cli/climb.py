@@ -104,8 +104,7 @@ def found_of(work: "Work", rung: "Rung") -> "Found":
     from fewstep.cli.resolve import Found
     from fewstep.students import run
 
-    name = f"{work.asked.method}-{rung.stage.steps}"
-    return Found(work.out, name, rung.model, run.digest(rung.model))
+    return Found(work.out, work.asked.method, rung.model, run.digest(rung.model))
 
 
 def row_of(rung: "Rung", group: str = "student") -> "Row":
