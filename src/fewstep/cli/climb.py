@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fewstep.report.work import Item
     from fewstep.students import Rung, Stage, Work
 
+RULES = "small-1k"  # the protocol, with other numbers of images
 _QUICK = 500  # images by which a student is judged between two stages
 _SEEDS = 1_000_000  # of the first of these images
 _FINE = 50  # steps of the teacher at its best
@@ -75,7 +76,7 @@ def _shown(stage: "Stage", step: int, copied: float) -> None:
 
 
 def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
-    rules = judged.rules("small-1k", n, None, "fp32")
+    rules = judged.rules(RULES, n, None, "fp32")
     return judged.judge(rules, reals, device="cpu", folder=work.out / "eval")
 
 

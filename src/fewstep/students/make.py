@@ -49,6 +49,27 @@ def teacher(model: Model, scale: float) -> Denoiser:
     return found.requires_grad_(False)
 
 
+def check(
+    model: Model, method: str, scale: float, scales: tuple[float, float] | None = None
+) -> None:
+    """Refuse a teacher that cannot be distilled, before anything is trained.
+
+    Args:
+        model: the teacher.
+        method: see `plan.Stage`.
+        scale: of guidance, that goes into the student.
+        scales: of guidance, that the student is told, in place of it.
+
+    Raises:
+        UsageError: as `teacher`, `student` and `distill.Guided`.
+    """
+    student(model, method if scales is None else GUIDED, scales)
+    if scales is None:
+        teacher(model, scale)
+    if scales is not None:
+        Guided(teacher(model, 1.0), *scales)
+
+
 def student(model: Model, method: str, scales: tuple[float, float] | None = None) -> Model:
     """Return a copy of a model to be trained as a student.
 
