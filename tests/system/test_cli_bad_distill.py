@@ -157,6 +157,10 @@ def test_data_that_do_not_fit(capsys):
     refused(call(capsys, *more, "--data", other), 3, 'missing "b"', 'new "c"')  # K11
     np.savez("large.npz", arr_0=np.zeros((30, 12, 12, 1), np.uint8), arr_1=np.arange(30) % 2)
     refused(call(capsys, *more, "--data", "large.npz"), 2, "1x12x12", "1x8x8")
+    wide = saved("wide", classes=(), shape=(3, 64, 64))
+    np.savez("wide.npz", arr_0=np.zeros((30, 64, 64, 3), np.uint8))
+    named = ("3x64x64", "too many pixels")
+    refused(call(capsys, "distill", wide, *more[2:], "--data", "wide.npz"), 2, *named)
     few = folders("few", count=8)
     refused(call(capsys, *more, "--data", few), 3, "few", "at least 20")
     assert not Path("out").exists()

@@ -1,5 +1,6 @@
 """Students of all kinds of teachers, by the real command, and what is refused of them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,9 @@ def test_a_student_of_every_kind_of_teacher(capsys, kind, method):
     code, out, err = call(capsys, "sample", "st u", *label, "-n", "1", "-o", "x.png")
     assert code == 0, err
     assert "2 steps, 2 network evaluations each" in out
+    table = json.loads(Path("st u/results.json").read_text())["lines"]
+    spacings = {line["settings"]["spacing"] for line in table if "DDIM" in line["title"]}
+    assert spacings == {"karras" if kind == "edm" else "even"}
     baked = 1.0 if method == "ect" or not classes else 2.0
     assert said["student"]["guidance"] == baked
 

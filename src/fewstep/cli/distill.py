@@ -6,6 +6,7 @@ network evaluations. The folder alone continues the work.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,6 +199,7 @@ def _opened(word: str, wish: Wish) -> "tuple[Found, Reals]":
     """Return the teacher and its images; refuse what cannot be distilled."""
     from fewstep.cli.resolve import find
     from fewstep.data import check_classes
+    from fewstep.metrics.moments import WIDEST
 
     found = find(word)
     judged.untold(found)
@@ -212,6 +214,11 @@ def _opened(word: str, wish: Wish) -> "tuple[Found, Reals]":
         raise UsageError(
             f"--data: images of {_size(reals.train.shape)}, the teacher makes "
             f"{_size(found.model.shape)}; give images of its size"
+        )
+    if not reals.classes and math.prod(reals.train.shape) > WIDEST:
+        raise UsageError(
+            f"{word}: images of {_size(reals.train.shape)} without classes: too many pixels to "
+            "judge a student by, and no classes to train a judge on"
         )
     check_classes(found.model.classes, reals.train.classes, reals.name)
     reals.check(found.model.shape, found.model.classes, found.name)

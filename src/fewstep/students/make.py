@@ -130,15 +130,19 @@ def _reshaped(net: nn.Module, channels: int, said: object) -> nn.Module:
     return other.to(next(net.parameters()).device)
 
 
-def grid(model: Model, steps: int) -> Tensor:
-    """Return the grid of a ladder's first teacher, shape (steps + 1,).
+def spacing(model: Model) -> str:
+    """Return the name of the grid of a ladder's first teacher.
 
     Even in t, the time in which VP processes are made; on those whose noise grows without bound,
     Karras' levels, which are right for them.
     """
-    process = model.denoiser.process
-    if float(process.alpha(1.0)) == 1.0:
-        return grids.karras(process, steps)
+    return "karras" if float(model.denoiser.process.alpha(1.0)) == 1.0 else "even"
+
+
+def grid(model: Model, steps: int) -> Tensor:
+    """Return the grid of a ladder's first teacher, shape (steps + 1,), see `spacing`."""
+    if spacing(model) == "karras":
+        return grids.karras(model.denoiser.process, steps)
     return grids.uniform(steps)
 
 
