@@ -178,9 +178,10 @@ def test_two_at_once(straight, teacher, capsys, folder):
     words = (teacher, "--to", "1", *WAY, "--images", "9600", "-o", "st u")
     p = started(*words, cwd=folder)
     at_stage(folder / "st u", "4", p)
-    refused(call(capsys, "distill", "st u"), 2, "st u", f"{p.pid}@", "is training here", "-o")
+    answer = call(capsys, "distill", "st u")
     p.send_signal(signal.SIGKILL)
     p.communicate()
+    refused(answer, 2, "st u", f"{p.pid}@", "is training here", "-o")
 
 
 @pytest.mark.parametrize(
