@@ -51,7 +51,7 @@ def distill(  # budget: table
         typer.Option(
             metavar="NAME",
             help="progressive, consistency (as ect), consistency-distillation, "
-            "consistency-training, ict; auto: consistency for 1 and 2 steps, else progressive",
+            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else consistency",
         ),
     ] = None,
     budget: Annotated[
