@@ -182,7 +182,7 @@ class Model:
             return
         steps, baked = self.student.get("steps", own.steps), self.student.get("guidance", 1.0)
         if kind == "progressive":
-            made = f"{steps} steps of ddim on its own grid"
+            made = f"{steps} step{'' if steps == 1 else 's'} of ddim on its own grid"
             way = ("sampler", "steps", "spacing", "eta", "levels")
             fits = all(getattr(s, name) == getattr(own, name) for name in way)
         else:

@@ -171,7 +171,7 @@ def test_a_student_is_sampled_as_it_was_made(changes) -> None:
     """50 steps of DDIM on a one-step student are refused, with both named."""
     one = student("progressive", 1)
     sampling.plan(one, one.sampling)
-    with pytest.raises(UsageError, match="progressive student, made for 1 steps of ddim"):
+    with pytest.raises(UsageError, match="progressive student, made for 1 step of ddim"):
         sampling.plan(one, sampling.changed(one.sampling, changes))
     free = dataclasses.replace(one, student={})
     if "levels" not in changes:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fewstep.report.work import Item
     from fewstep.students import Rung, Stage, Work
 
+RULES = "small-1k"  # the protocol, with other numbers of images
 _QUICK = 500  # images by which a student is judged between two stages
 _SEEDS = 1_000_000  # of the first of these images
 _FINE = 50  # steps of the teacher at its best
@@ -51,7 +52,7 @@ def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
     began, spent, worse = time.monotonic(), 0.0, False
     for rung in students.rungs(work, _shown):
         spent += rung.seconds
-        if rung.stage.method != "progressive" and rung.stage.steps > 1:
+        if rung.model.student["kind"] == "consistency" and rung.stage.steps > 1:
             rung = _searched(work, found, reals, quick, rung)
         done.append(rung)
         worse = _worse(work, found, reals, quick, rung)
@@ -75,17 +76,21 @@ def _shown(stage: "Stage", step: int, copied: float) -> None:
 
 
 def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
-    rules = judged.rules("small-1k", n, None, "fp32")
+    rules = judged.rules(RULES, n, None, "fp32")
     return judged.judge(rules, reals, device="cpu", folder=work.out / "eval")
 
 
 def _items(
-    work: "Work", found: "Found", reals: "Reals", judge: "Judge", rows: "list[Row]"
+    work: "Work",
+    found: "Found",
+    reals: "Reals",
+    judge: "Judge",
+    rows: "list[Row]",
+    seed: int = _SEEDS,
 ) -> "list[Item]":
-    """Return rows of one model as what is to be measured."""
+    """Return rows of one model as what is to be measured, by default to choose by."""
     from fewstep.report.work import Item
 
-    seed = _SEEDS if judge.rules.n == _QUICK else 0  # what is chosen by is not what is shown
     subject = judged.subject(found, reals, judge.rules, seed, work.device)
     return [Item.of_row(row, subject, work.out / "eval" / "samples") for row in rows]
 
@@ -119,9 +124,10 @@ def _taught(work: "Work", steps: int) -> "Row":
     """Return the first teacher in so many steps of DDIM, as a row."""
     from fewstep import sampling
     from fewstep.report.spec import Row
+    from fewstep.students import make
 
-    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "steps": steps, "spacing": "even"}
-    changes["guidance_scale"] = work.asked.guidance
+    changes: dict[str, Any] = {"sampler": "ddim", "eta": 0.0, "steps": steps}
+    changes |= {"spacing": make.spacing(work.teacher), "guidance_scale": work.asked.guidance}
     return Row(f"DDIM {steps}", sampling.changed(work.teacher.sampling, changes), "teacher")
 
 
@@ -208,9 +214,10 @@ def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", 
 
     judge = _judge(work, reals, n)
     counts = sorted({_FINE, *(w.sampling.steps for r in done for w in _ways(r))}, reverse=True)
-    items = _items(work, found, reals, judge, [_taught(work, n) for n in counts])
+    # other seeds than before: what is chosen by is not what is shown
+    items = _items(work, found, reals, judge, [_taught(work, n) for n in counts], 0)
     for rung in done:
-        items += _items(work, found_of(work, rung), reals, judge, _ways(rung))
+        items += _items(work, found_of(work, rung), reals, judge, _ways(rung), 0)
     lines = _lines(judge, items)
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
     _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])

@@ -253,6 +253,13 @@ def _rows(
         return sweeps.rows(found.model, ways[0], scales, classifier)
     if samplers is not None:
         return spec.parse(samplers, settings, classifier, weak)
+    kind = found.model.student.get("kind")
+    if preset is None and kind in ("progressive", "consistency"):
+        console.note(
+            f"{found.name}: a {kind} student, measured in the way that it was made for; give its "
+            "teacher as well to compare it with"
+        )
+        return [spec.own(settings)]
     own = found.model.denoiser.process
     return spec.preset(preset or "frontier", settings, own, spacing or "uniform")
 

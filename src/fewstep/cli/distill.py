@@ -12,24 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import climb, judged, options
+from fewstep.cli import climb, judged, options, wished
 from fewstep.cli.console import note, result
+from fewstep.cli.wished import PLANNED, Wish
 from fewstep.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
-    from fewstep.data import Images
     from fewstep.report.judge import Reals
-    from fewstep.students import Asked, Stage, Work
+    from fewstep.students import Work
 
 app = options.app()
 
-BUDGET = 600.0
 _NUMBER = 1000  # images that the table is measured on, unless said
+_RULES = climb.RULES
+_BEGUN = ("to", "method", "guidance_scale", "guidance_range", "seed", "out", *PLANNED)
 
 
 @app.command()
 def distill(  # budget: table
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -49,15 +51,15 @@ def distill(  # budget: table
         typer.Option(
             metavar="NAME",
             help="progressive, consistency (as ect), consistency-distillation, "
-            "consistency-training, ict; auto: consistency for 1 and 2 steps, else progressive",
+            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else consistency",
         ),
     ] = None,
     budget: Annotated[
-        float,
+        float | None,
         typer.Option(
-            parser=options.duration, metavar="TIME", help="of training: 90s, 10m, 2h; 10m"
+            parser=options.duration, metavar="TIME", help="of training: 90s, 2h; by default 10m"
         ),
-    ] = BUDGET,
+    ] = None,
     images: Annotated[
         int | None,
         typer.Option(
@@ -93,8 +95,19 @@ def distill(  # budget: table
         str | None,
         typer.Option(metavar="PATH", help="images to train on; by default the teacher's own"),
     ] = None,
-    number: Annotated[int | None, judged.NUMBER] = None,
-    seed: Annotated[int, judged.SEED] = 0,
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--number",
+            parser=options.whole(1, 10_000_000),
+            metavar="N",
+            help="images of each row of the table at the end; by default 1000",
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(parser=options.seed, metavar="SEED", help="of all random numbers")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="FOLDER", help="where stages and student go"),
@@ -107,41 +120,37 @@ def distill(  # budget: table
     and stops.
     """
     judged.needs("torch_fidelity", "matplotlib")
-    told = _range(guidance_range)
-    wish = _Wish(
+    from fewstep.train import engine
+
+    told = wished.scales(guidance_range)
+    wish = Wish(
         to, method, budget, images, guidance_scale, told, start, data, number, seed, device
     )
-    folder, wish, model = _again(model, wish, out)
+    said = [name for name in context.params if options.said(context, name)]
+    folder, wish, model = _again(model, wish, out, said)
+    judged.rules(_RULES, wish.number, None, "fp32")  # refuses a number too small to judge
     found, reals = _opened(model, wish)
     work = _work(found, reals, wish, folder)
-    _announce(work, wish)
-    climb.make(work, found, reals, wish.number or _NUMBER)
+    with engine.locked(work.out, "-o"):
+        _announce(work, _kept(found, wish))
+        climb.make(work, found, reals, wish.number or _NUMBER)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Wish:
-    """What was asked for on the command line."""
+def _again(
+    word: str, wish: Wish, out: Path | None, given: list[str]
+) -> tuple[Path | None, Wish, str]:
+    """Return folder, wish and teacher; from the folder of a distillation, as it was begun.
 
-    to: int | None
-    method: str | None
-    budget: float
-    images: int | None
-    guidance: float | None
-    scales: tuple[float, float] | None
-    start: int | None
-    data: str | None
-    number: int | None
-    seed: int
-    device: str
+    Args:
+        word: the argument: a teacher, or such a folder.
+        wish: the options.
+        out: the folder of -o.
+        given: names of the options that were given.
 
-    @property
-    def kept(self) -> dict[str, Any]:
-        """What a continued distillation needs that its plan does not say."""
-        return {"data": self.data, "number": self.number, "device": self.device}
-
-
-def _again(word: str, wish: _Wish, out: Path | None) -> tuple[Path | None, _Wish, str]:
-    """Return folder, wish and teacher; from the folder of a distillation, as it was begun."""
+    Raises:
+        UsageError: no --to; options that a distillation which goes on does not have.
+        CheckpointError: its teacher is gone.
+    """
     from fewstep.students import run
 
     folder = Path(word).expanduser()
@@ -149,17 +158,20 @@ def _again(word: str, wish: _Wish, out: Path | None) -> tuple[Path | None, _Wish
     if said is None:
         if wish.to is None:
             raise UsageError("--to is missing: give the sampling steps of the student, --to 4")
-        return out, dataclasses.replace(wish, method=wish.method or "auto"), word
-    if out is not None or wish.to is not None or wish.method is not None:
+        way = "auto" if wish.method is None else wish.method
+        return out, dataclasses.replace(wish, method=way), word
+    idle = [f"--{name.replace('_', '-')}" for name in _BEGUN if name in given]
+    if idle:
         raise UsageError(
-            f"{word}: a distillation that has begun, which goes on as it is; leave --to, --method "
-            "and -o out, or give the teacher's folder"
+            f"{' and '.join(idle)}: {word} holds a distillation that has begun, which goes on as "
+            "it is; leave this out, or give the teacher in place of the folder"
         )
     asked, kept = said["asked"], said["kept"]
     before = dataclasses.replace(
         wish, to=asked["to"], method=asked["method"], scales=asked["scales"], seed=asked["seed"],
         guidance=asked["guidance"] if asked["scales"] is None else None,
         data=wish.data or kept["data"], number=wish.number or kept["number"],
+        device=wish.device if "device" in given else kept["device"],
     )  # fmt: skip
     if not Path(asked["model"]).exists() and "/" in asked["model"]:
         raise CheckpointError(
@@ -169,10 +181,25 @@ def _again(word: str, wish: _Wish, out: Path | None) -> tuple[Path | None, _Wish
     return folder, before, asked["model"]
 
 
-def _opened(word: str, wish: _Wish) -> "tuple[Found, Reals]":
+def _kept(found: "Found", wish: Wish) -> dict[str, Any]:
+    """Return what the plan does not say and a continued distillation, or its student, needs."""
+    own, how = judged.own(found)
+    path = Path(wish.data or "").expanduser()
+    if wish.data is None:
+        place = own
+    else:
+        place = str(path.absolute()) if path.exists() else wish.data
+        if wish.data != own and path.suffix.lower() in judged.ARRAYS:
+            how = {"held_out": 0}  # all of them are trained on, see `judged.reals`
+    kept = {"data": place, "read": how, "number": wish.number, "device": wish.device}
+    return {"kept": kept, **wish.planned}
+
+
+def _opened(word: str, wish: Wish) -> "tuple[Found, Reals]":
     """Return the teacher and its images; refuse what cannot be distilled."""
     from fewstep.cli.resolve import find
     from fewstep.data import check_classes
+    from fewstep.metrics.moments import WIDEST
 
     found = find(word)
     judged.untold(found)
@@ -188,7 +215,13 @@ def _opened(word: str, wish: _Wish) -> "tuple[Found, Reals]":
             f"--data: images of {_size(reals.train.shape)}, the teacher makes "
             f"{_size(found.model.shape)}; give images of its size"
         )
+    if not reals.classes and math.prod(reals.train.shape) > WIDEST:
+        raise UsageError(
+            f"{word}: images of {_size(reals.train.shape)} without classes: too many pixels to "
+            "judge a student by, and no classes to train a judge on"
+        )
     check_classes(found.model.classes, reals.train.classes, reals.name)
+    reals.check(found.model.shape, found.model.classes, found.name)
     return found, reals
 
 
@@ -196,147 +229,59 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _work(found: "Found", reals: "Reals", wish: _Wish, folder: Path | None) -> "Work":
+def _work(found: "Found", reals: "Reals", wish: Wish, folder: Path | None) -> "Work":
     """Return the plan: of the folder if it holds one, else for the budget."""
-    from fewstep.students import run
+    from fewstep.students import make, run
     from fewstep.students.plan import method
     from fewstep.train import engine
 
     assert wish.to is not None
-    way = method(wish.method or "auto", wish.to)
+    assert wish.method is not None
+    way = method(wish.method, wish.to)
     if way != "progressive" and wish.start is not None:
         raise UsageError(f"--start {wish.start}: of progressive distillation, not of {way}")
-    scale = _scale(found, way, wish)
+    scale = wished.guidance(found, way, wish)
     prints = reals.train.fingerprint
     asked = run.Asked(
-        _word(found), found.weights, scale, way, wish.to, wish.seed, prints, wish.scales
+        wished.word_of(found), found.weights, scale, way, wish.to, wish.seed, prints, wish.scales
     )
-    out = (folder or _default(found, asked)).expanduser()
+    out = judged.folder(folder or wished.default(found, asked), wish.data or judged.own(found)[0])
+    ground = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not ground.is_dir():
+        raise UsageError(f"-o {out}: {ground} is a file, not a folder; choose another place")
     place = engine.pick_device(wish.device)
+    said = run.planned(out)
+    if said is None and _foreign(out):
+        raise UsageError(f"-o {out}: holds something else; choose a free name")
+    make.check(found.model, way, scale, wish.scales)
     engine.tune_cpu()
     found.model.denoiser.to(place)
-    said = run.planned(out)
-    if said is not None:
-        stages = run.same(said, asked, out)
-        return run.Work(asked, found.model, reals.train, stages, out, wish.device)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"-o {out}: holds something else; choose a free name")
-    stages = _plan(found, reals.train, asked, wish)
-    work = run.Work(asked, found.model, reals.train, stages, out, wish.device)
-    run.record(work, {"kept": wish.kept, "budget": wish.budget, "images": wish.images})
-    return work
-
-
-def _range(word: str | None) -> tuple[float, float] | None:
-    """Return the scales that --guidance-range says.
-
-    Raises:
-        UsageError: they are no range.
-    """
-    if word is None:
-        return None
-    low, sign, high = word.partition("..")
-    try:
-        ends = float(low), float(high)
-    except ValueError:
-        ends = (math.nan, math.nan)
-    if not (sign and math.isfinite(sum(ends)) and ends[0] < ends[1]):
-        raise UsageError(
-            f"--guidance-range {word}: must be LOW..HIGH with LOW < HIGH, such as 1..4"
-        )
-    return ends
-
-
-def _scale(found: "Found", way: str, wish: _Wish) -> float:
-    """Return the guidance that goes into the student, or what its preset is told.
-
-    Raises:
-        UsageError: it is asked of a method that has no teacher to guide.
-    """
-    from fewstep.students.plan import PROGRESSIVE, TAUGHT
-
-    asked = wish.guidance
-    own = found.model.sampling.guidance_scale if asked is None else asked
-    if wish.scales is not None:
-        low, high = wish.scales
-        if way != PROGRESSIVE:
-            raise UsageError(f"--guidance-range {low:g}..{high:g}: of progressive, not of {way}")
-        if asked is not None:
-            raise UsageError("--guidance-scale and --guidance-range: give one of them")
-        return min(max(own, low), high)
-    if way in TAUGHT or own == 1:
-        return own
-    if asked is not None:
-        raise UsageError(
-            f"--guidance-scale {asked:g}: {way} learns from the images, which have no guidance; "
-            f"leave it out, or take --method {' or '.join(TAUGHT)}"
-        )
-    note(f"{way} learns from the images: without the guidance scale {own:g} of {found.name}")
-    return 1.0
-
-
-def _word(found: "Found") -> str:
-    """Return the word that finds a model again."""
-    from fewstep.cli.resolve import SHIPPED
-
-    return found.name if found.path.parent == SHIPPED else str(found.path.absolute())
-
-
-def _default(found: "Found", asked: "Asked") -> Path:
-    """Return the folder of a distillation that was given none."""
-    kind = (
-        asked.method
-        if asked.method == "progressive"
-        else asked.method.replace("ect", "consistency")
-    )
-    name = f"{kind}-{asked.to}" + ("" if asked.guidance == 1 else f"-s{asked.guidance:g}")
-    if found.path.parent.name == "checkpoints":
-        return found.path.parent.parent / "students" / name
-    return Path("runs") / f"{found.name}-{name}"
-
-
-def _plan(found: "Found", images: "Images", asked: "Asked", wish: _Wish) -> "tuple[Stage, ...]":
-    """Return stages for the budget, at the speed that is measured here.
-
-    Raises:
-        UsageError: the budget is too small; says what would be enough.
-    """
-    from fewstep import students
-    from fewstep.train import engine
-    from fewstep.train.log import clock
-
-    if wish.images is None:
-        place = engine.pick_device(wish.device)
-        with engine.memory("a batch of 64 images is too large for this machine"):
-            per_image = students.pace(found.model, asked.guidance, images, asked.method, place)
-        count = wish.budget / per_image
-        note(f"speed of {asked.method} here: {1 / per_image:,.0f} images/s")
+    if said is None:
+        stages = wished.plan(found, reals.train, asked, wish)
     else:
-        count = float(wish.images)
-    try:
-        if asked.method == "progressive":
-            guided = asked.scales is not None
-            return students.ladder(asked.to, count, wish.start, guided=guided)
-        return students.single(asked.method, asked.to, count)
-    except students.TooSmall as e:
-        more = ", or give a smaller --start" if wish.start else ""
-        if wish.images is not None:
-            least = math.ceil(wish.images / e.share)
-            raise UsageError(
-                f"--images {wish.images}: too few for one stage; at least {least} would be "
-                f"enough{more}"
-            ) from None
-        raise UsageError(
-            f"--budget {clock(wish.budget)}: too short for one stage, {count:,.0f} images at the "
-            f"speed of this machine; {clock(1.1 * wish.budget / e.share)} would be enough{more}"
-        ) from None
+        stages = run.same(said, asked, out)
+        other = [k for k, v in wish.planned.items() if v is not None and said.get(k) != v]
+        if other:
+            note(
+                f"{' and '.join(f'--{k}' for k in other)}: not of use any more, {out} goes on by "
+                "the plan that it was begun with"
+            )
+    return run.Work(asked, found.model, reals.train, stages, out, wish.device)
 
 
-def _announce(work: "Work", wish: _Wish) -> None:
-    """Print where the work lies and what it will do."""
+def _foreign(out: Path) -> bool:
+    """Return whether a folder holds something, beside a lock."""
+    return out.is_dir() and any(not each.name.startswith(".") for each in out.iterdir())
+
+
+def _announce(work: "Work", facts: dict[str, Any]) -> None:
+    """Write the plan down if it is new; print where the work lies and what it will do."""
     from fewstep.cli import record
+    from fewstep.students import run
 
-    record.json_file(work.out / "environment.json", record.environment(wish.device))
+    if run.planned(work.out) is None:
+        run.record(work, facts)
+    record.json_file(work.out / "environment.json", record.environment(work.device))
     result(f"distillation: {work.out}")
     asked = work.asked
     low, high = asked.scales or (asked.guidance, asked.guidance)

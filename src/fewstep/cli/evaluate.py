@@ -290,6 +290,10 @@ def _foreign(
 
 def default_folder(found: "Found") -> Path:
     """Return where figures go unless the user says so: into the run, or beside the runs."""
+    from fewstep.cli.resolve import is_student
+
+    if is_student(found.path):
+        return found.path.parent / "eval"
     run = found.path.parent.parent if found.path.parent.name == "checkpoints" else found.path
     if (run / "config.yaml").is_file():
         return run / "eval"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fewstep.report.work import Subject
 
 ARRAYS = (".npz", ".npy", ".safetensors")
-_MODEL = ("manifest.json", "model.json", "checkpoints", "config.yaml")
+_MODEL = ("manifest.json", "model.json", "checkpoints", "config.yaml", "distill.json")
 
 
 def is_images(word: str) -> bool:
@@ -101,9 +101,15 @@ def untold(found: "Found") -> None:
 
 def own(found: "Found | None") -> tuple[str | None, dict[str, Any]]:
     """Return the data a model was trained on, if it says so, and how they were read."""
+    from fewstep.cli.resolve import is_student
     from fewstep.recipes import load
 
     if found is not None:
+        if is_student(found.path):
+            from fewstep.students import run as distillation
+
+            kept = (distillation.planned(found.path.parent) or {}).get("kept", {})
+            return kept.get("data"), dict(kept.get("read", {}))
         run = found.path.parent.parent if found.path.parent.name == "checkpoints" else found.path
         if (run / "config.yaml").is_file():
             said = dict(load(run / "config.yaml").get("data", {}))

@@ -103,6 +103,11 @@ def _student(path: Path) -> Path:
     return path / STUDENT
 
 
+def is_student(path: Path) -> bool:
+    """Return whether a model lies in the folder of its distillation."""
+    return path.name == STUDENT and (path.parent / DISTILLED).is_file()
+
+
 def _missing(word: str, path: Path) -> str:
     """Return the message for a word that means nothing, with what it may have meant."""
     names = shipped()
@@ -144,5 +149,5 @@ def find(word: str, *, classifier: bool = False) -> Found:
         )
     sealed = checkpoint.verify(path, hashes=False)["files"]
     run = path.parent.parent if path.parent.name == "checkpoints" else path
-    run = path.parent if (path.parent / DISTILLED).is_file() else run
+    run = path.parent if is_student(path) else run
     return Found(path, run.resolve().name, model, sealed[checkpoint.WEIGHTS]["sha256"])

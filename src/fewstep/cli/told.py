@@ -173,9 +173,11 @@ def class_indices(model: "Model", words: list[str] | None) -> list[int] | None:
     """
     if not words:
         if model.classes and not model.denoiser.null:
+            why = "model never saw the null condition (objective.drop was 0)"
+            if model.student:
+                why = "student has its guidance in its weights and knows no null condition"
             raise UsageError(
-                "this model never saw the null condition (objective.drop was 0), so it needs a "
-                f"label: --label {model.classes[0]}, ... or all"
+                f"this {why}, so it needs a label: --label {model.classes[0]}, ... or all"
             )
         if model.classes:
             console.note(

@@ -15,6 +15,7 @@ import typer
 
 from fewstep.cli import options
 from fewstep.cli.console import command, note, rank, result, warn
+from fewstep.cli.resolve import DISTILLED
 from fewstep.errors import CheckpointError, DataError, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -128,6 +129,10 @@ def _values(
         return _proposed(changes, data)
     path = Path(first).expanduser()
     if path.is_dir():
+        if (path / DISTILLED).is_file():
+            raise UsageError(
+                f"{first}: a distillation, not a run; {command('distill', first)} goes on with it"
+            )
         if not (path / CONFIG).is_file():
             raise CheckpointError(
                 f"{first}: a folder without {CONFIG}, so no run to continue; for images give "

@@ -68,6 +68,7 @@ def tune(
     place = engine.pick_device(device)
     found = find(model)
     judged.untold(found)
+    _refuse_student(found)
     target = _target(found, out)
     changes = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
     preset = sampling.changed(found.model.sampling, changes)
@@ -87,6 +88,21 @@ def tune(
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
     more = ("--steps", str(counts[0]), *label, "-n", "16")
     console.result(f"next: {console.command('sample', word, *more)}")
+
+
+def _refuse_student(found: "Found") -> None:
+    """Refuse a student that has one way of sampling, which is not looked for.
+
+    Raises:
+        UsageError: it is one.
+    """
+    kind = found.model.student.get("kind")
+    if kind in ("progressive", "consistency"):
+        raise UsageError(
+            f"{found.name}: a {kind} student, which is sampled in the way that it was made for: "
+            "there is nothing to tune; give its teacher, "
+            f"{found.model.student.get('teacher', 'the model it was made of')}"
+        )
 
 
 def _counts(word: str) -> list[int]:

@@ -49,6 +49,27 @@ def teacher(model: Model, scale: float) -> Denoiser:
     return found.requires_grad_(False)
 
 
+def check(
+    model: Model, method: str, scale: float, scales: tuple[float, float] | None = None
+) -> None:
+    """Refuse a teacher that cannot be distilled, before anything is trained.
+
+    Args:
+        model: the teacher.
+        method: see `plan.Stage`.
+        scale: of guidance, that goes into the student.
+        scales: of guidance, that the student is told, in place of it.
+
+    Raises:
+        UsageError: as `teacher`, `student` and `distill.Guided`.
+    """
+    student(model, method if scales is None else GUIDED, scales)
+    if scales is None:
+        teacher(model, scale)
+    if scales is not None:
+        Guided(teacher(model, 1.0), *scales)
+
+
 def student(model: Model, method: str, scales: tuple[float, float] | None = None) -> Model:
     """Return a copy of a model to be trained as a student.
 
@@ -109,15 +130,19 @@ def _reshaped(net: nn.Module, channels: int, said: object) -> nn.Module:
     return other.to(next(net.parameters()).device)
 
 
-def grid(model: Model, steps: int) -> Tensor:
-    """Return the grid of a ladder's first teacher, shape (steps + 1,).
+def spacing(model: Model) -> str:
+    """Return the name of the grid of a ladder's first teacher.
 
     Even in t, the time in which VP processes are made; on those whose noise grows without bound,
     Karras' levels, which are right for them.
     """
-    process = model.denoiser.process
-    if float(process.alpha(1.0)) == 1.0:
-        return grids.karras(process, steps)
+    return "karras" if float(model.denoiser.process.alpha(1.0)) == 1.0 else "even"
+
+
+def grid(model: Model, steps: int) -> Tensor:
+    """Return the grid of a ladder's first teacher, shape (steps + 1,), see `spacing`."""
+    if spacing(model) == "karras":
+        return grids.karras(model.denoiser.process, steps)
     return grids.uniform(steps)
 
 

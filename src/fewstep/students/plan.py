@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.distill import PRESETS, halved
-from fewstep.errors import UsageError
+from fewstep.errors import UsageError, suggest
 
 PROGRESSIVE, GUIDED = "progressive", "guided"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
@@ -80,8 +80,12 @@ def method(asked: str, to: int) -> str:
         to: sampling steps of the student.
 
     Raises:
-        UsageError: a number of steps that the method does not reach.
+        UsageError: no such method, or a number of steps that it does not reach.
     """
+    if asked not in METHODS:
+        raise UsageError(
+            f"--method {asked}: allowed are {', '.join(METHODS)}{suggest(asked, METHODS)}"
+        )
     found = asked
     if asked == "auto":
         found = PROGRESSIVE if to in HALVED else "consistency"
@@ -95,7 +99,12 @@ def method(asked: str, to: int) -> str:
 
 
 def ladder(
-    to: int, images: float, start: int | None = None, *, guided: bool = False
+    to: int,
+    images: float,
+    start: int | None = None,
+    *,
+    guided: bool = False,
+    most: int | None = None,
 ) -> tuple[Stage, ...]:
     """Return the stages of progressive distillation.
 
@@ -104,6 +113,7 @@ def ladder(
         images: how many training images the budget buys.
         start: steps of the first teacher, or None for what the budget bears: `START` and less.
         guided: whether a stage of guided distillation goes first, which makes that teacher.
+        most: images that there are, so that no batch is larger.
 
     Returns:
         a stage for each halving, with equally many images but for those of `LATE` steps and that
@@ -114,34 +124,38 @@ def ladder(
     """
     starts = [start] if start is not None else _starts(to)
     for first in starts:
-        counts = halved(first, to)[1:]
-        if not counts:
+        if first <= to:
             raise UsageError(f"--start {first}: must be above --to {to}, to be halved")
+        try:
+            counts = halved(first, to)[1:]
+        except UsageError as e:
+            raise UsageError(f"--start {first}: {e}") from None
         ways = [PROGRESSIVE] * len(counts)
         shares = [2.0 if n <= LATE else 1.0 for n in counts]
         if guided:
             ways, counts, shares = [GUIDED, *ways], [first, *counts], [2.0, *shares]
         each = images / sum(shares)
-        if each >= LEAST * BATCHES[-1] or first == starts[-1]:
+        if each >= LEAST * _least(most) or first == starts[-1]:
             return tuple(
-                _stage(way, n, share * each)
+                _stage(way, n, share * each, most)
                 for way, n, share in zip(ways, counts, shares, strict=True)
             )
     raise AssertionError("no start")  # the last one always returns or raises
 
 
-def single(name: str, to: int, images: float) -> tuple[Stage, ...]:
+def single(name: str, to: int, images: float, *, most: int | None = None) -> tuple[Stage, ...]:
     """Return the one stage of a consistency model.
 
     Args:
         name: in `distill.PRESETS`.
         to: sampling steps it is saved with.
         images: how many training images the budget buys.
+        most: images that there are, so that no batch is larger.
 
     Raises:
         UsageError: the budget is too small.
     """
-    return (_stage(name, to, images),)
+    return (_stage(name, to, images, most),)
 
 
 def enough(stages: Iterable[Stage], per_image: float) -> float:
@@ -169,9 +183,15 @@ def _starts(to: int) -> list[int]:
     return [to << k for k in range(int(math.log2(most / to)), 0, -1)]
 
 
-def _stage(name: str, steps: int, images: float) -> Stage:
+def _least(most: int | None) -> int:
+    """Return the smallest batch where there are `most` images."""
+    return BATCHES[-1] if most is None else min(BATCHES[-1], most)
+
+
+def _stage(name: str, steps: int, images: float, most: int | None = None) -> Stage:
     """Return a stage of so many images: as large a batch as leaves enough updates."""
-    batch = next((b for b in BATCHES if images / b >= ENOUGH), BATCHES[-1])
+    fits = [b for b in BATCHES if most is None or b <= most]
+    batch = next((b for b in fits if images / b >= ENOUGH), _least(most))
     updates = round(images / batch)
     if updates < LEAST:
         raise TooSmall(images / batch / LEAST)

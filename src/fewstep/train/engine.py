@@ -210,10 +210,14 @@ def stopped(number: int, step: int, saved: Path) -> Preempted | Interrupted:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, option: str = "out") -> Iterator[None]:
     """Hold the run folder, so that two trainers never write into it.
 
     The kernel drops the lock with the process, however that ends: nothing stale can be left.
+
+    Args:
+        run: the folder; it is made.
+        option: what names it on the command line, for messages.
 
     Raises:
         UsageError: another process holds it; the message names pid@host.
@@ -223,13 +227,15 @@ def locked(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         fd = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except (FileExistsError, NotADirectoryError) as e:
-        raise UsageError(f"out={run}: a file is in the way; choose another `out`") from e
+        raise UsageError(f"{option}={run}: a file is in the way; choose another `{option}`") from e
     except OSError as e:
-        raise ResourceError(f"cannot write {run}: {e.strerror}; choose another `out`") from e
+        raise ResourceError(f"cannot write {run}: {e.strerror}; choose another `{option}`") from e
     try:
         if not _try_lock(fd):
             owner = os.pread(fd, 200, 0).decode(errors="replace").strip()
-            raise UsageError(f"{run}: {owner} is training here; stop it or choose another `out`")
+            raise UsageError(
+                f"{run}: {owner} is training here; stop it or choose another `{option}`"
+            )
         os.truncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}@{socket.gethostname()}\n".encode(), 0)
         yield

@@ -154,8 +154,8 @@ def _way(found: "Found", changes: dict[str, Any], device: str, *, exact: bool) -
     """Return deterministic DDIM, or a consistency model's step; exact = for images to be encoded.
 
     Raises:
-        UsageError: a consistency model that is to encode an image, or to take further steps, each
-            of which would draw noise.
+        UsageError: a student that is to encode an image, or a consistency model that is to take
+            further steps, each of which would draw noise.
     """
     if way.consistent(found):
         if exact:
@@ -169,6 +169,13 @@ def _way(found: "Found", changes: dict[str, Any], device: str, *, exact: bool) -
                 "further ones draw noise; leave it out"
             )
         return way.plan(found, {**changes, "steps": 1}, device)
+    if exact and found.model.student.get("kind") == "progressive":
+        raise UsageError(
+            f"{found.name}: a progressive student, whose few steps follow no ODE back from an "
+            "image; give its teacher, "
+            f"{found.model.student.get('teacher', 'the model it was made of')}, or walk between "
+            "two seeds"
+        )
     fixed = {"eta": 0.0, **({"clip": False, "guidance_scale": 1.0} if exact else {})}
     how = way.plan(found, changes | fixed, device)
     if not exact:

@@ -1,0 +1,283 @@
+"""fewstep distill: stages run, go on where they were, and end in a student."""
+
+import os
+import shlex
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fewstep.cli import climb
+from fewstep.students import run as distillation
+from tests.system import distilling
+from tests.system.cli_runs import call, copy, refused
+from tests.system.distilling import described, everything, started, weights
+
+WAY = ("--method", "progressive", "--start", "8", "-n", "40")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Train each judge once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A run on class folders, in folders whose names hold a space."""
+    return distilling.teacher(tmp_path_factory.mktemp("a place"))
+
+
+@pytest.fixture(scope="module")
+def straight(teacher, tmp_path_factory):
+    """A distillation of three stages that nothing disturbed: exit code, output, folder."""
+    place = tmp_path_factory.mktemp("straight on")
+    words = (teacher, "--to", "1", *WAY, "--images", "9600", "-o", "st u")
+    p = started(*words, cwd=place)
+    out, err = p.communicate(timeout=100)
+    return p.returncode, out, err, place / "st u"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Work in a folder whose name holds a space, in a hurry."""
+    place = tmp_path / "a b"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    stub = tmp_path / "bin" / "fewstep"  # so that the printed commands are the short ones
+    stub.parent.mkdir()
+    stub.touch(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+    distilling.hasten(monkeypatch)
+    return place
+
+
+# ---------------------------------------------------------------- the ladder, and what it leaves
+def test_the_ladder_is_told_while_it_is_made(straight, teacher):
+    code, out, err, place = straight
+    assert code == 0, err
+    assert out.splitlines()[0] == "distillation: st u"
+    for line in (
+        "method progressive",
+        "stage 1: 8 -> 4 steps, 60 updates of 32 images",
+        "stage 3: 2 -> 1 steps, 120 updates of 32 images",
+        "4 steps, update 50: copy error 0.",
+        "ETA",
+    ):
+        assert line in err, line
+    assert f"teacher: {teacher}" in err
+    rungs = [line for line in out.splitlines() if ": copy error" in line]
+    assert [line.split(" steps")[0] for line in rungs] == ["4", "2", "1"]
+    counts = ["4 evaluations", "2 evaluations", "2 evaluations"]  # guided: two to a step
+    assert all(f"; {n} of the teacher: " in line for n, line in zip(counts, rungs, strict=True))
+    assert all("FD-classifier" in line for line in rungs)
+    assert {"student", "stages", "eval", "results.json", "report.html"} <= {
+        each.name for each in place.iterdir()
+    }
+
+
+def test_a_student_says_how_it_is_sampled_and_whose_it_is(straight, teacher):
+    said = described(straight[3] / "student")
+    assert (said["sampling"]["sampler"], said["sampling"]["steps"]) == ("ddim", 1)
+    assert said["sampling"]["guidance_scale"] == 1
+    student = said["student"]
+    assert (student["kind"], student["steps"], student["guidance"]) == ("progressive", 1, 2.0)
+    assert student["teacher"].startswith(str(teacher))
+    assert student["images"] == 9600
+    assert "recipe" not in said["about"]
+
+
+def test_the_last_line_is_a_command_that_works(straight, monkeypatch, capsys):
+    monkeypatch.chdir(straight[3].parent)
+    last = straight[1].splitlines()[-1]
+    assert last.startswith("next: ")
+    words = shlex.split(last.removeprefix("next: "))
+    at = words.index("sample")
+    assert words[at:] == ["sample", "st u", "--label=a", "-n", "16"]
+    code, out, err = call(capsys, *words[at:])
+    assert code == 0, err
+    assert "ddim 1 steps, 1 network evaluations each" in out
+
+
+def test_a_student_is_measured_by_the_images_of_its_teacher(straight, capsys, monkeypatch):
+    """Without --data, found in the folder of the distillation, and judged in it."""
+    place = copy(straight[3], "st u")
+    code, out, err = call(capsys, "compare", "st u", "-n", "40")
+    assert code == 0, err
+    assert err.count("a progressive student, measured in the way that it was made for") == 1
+    assert "DDIM 1" in out
+    assert "DDIM 50" not in out
+    assert "some images" in out
+    assert f"results: {place / 'eval'}" in out
+    code, out, err = call(capsys, "evaluate", "st u", "-n", "40")
+    assert code == 0, err
+    assert f"report: {place / 'eval'}" in out
+    refused(call(capsys, "compare", "st u", "-n", "40", "--preset", "frontier"), 2, "student")
+    code, out, err = call(capsys, "compare", place / "student", "--samplers", "ddim:1", "-n", "40")
+    assert code == 0, err
+
+
+# ---------------------------------------------------------------- stopped, killed, gone on
+def at_stage(place, name, p, step=0):
+    """Wait until a stage trains, or has saved a step."""
+    log = place / "stages" / name / ("checkpoints" if step else "metrics.jsonl")
+    want = log / f"step-{step:08d}" if step else log
+    deadline = time.monotonic() + 90
+    while not want.exists():
+        assert p.poll() is None, p.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_stopped_and_killed_it_ends_with_the_same_bits(straight, teacher, folder):
+    """SIGTERM and SIGKILL within the second stage of three, SIGINT within the third."""
+    words = (teacher, "--to", "1", *WAY, "--images", "9600", "-o", "st u")
+    place = folder / "st u"
+    p = started(*words, cwd=folder)
+    at_stage(place, "2", p)
+    p.send_signal(signal.SIGTERM)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 75, err
+    assert "fewstep: stopped: SIGTERM: saved after step" in err
+    assert "the same command continues the run" in err
+    assert not (place / "stages" / "1").exists()
+    p = started("st u", cwd=folder)
+    at_stage(place, "2", p, step=100)
+    p.send_signal(signal.SIGKILL)
+    p.communicate(timeout=60)
+    assert not (place / "student").exists()
+    p = started(*words, cwd=folder)
+    at_stage(place, "1", p)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130, err
+    p = started("st u", cwd=folder)
+    _, err = p.communicate(timeout=90)
+    assert p.returncode == 0, err
+    assert weights(place / "student") == weights(straight[3] / "student")
+    assert described(place / "student") == described(straight[3] / "student")
+
+
+def test_a_damaged_checkpoint_of_a_stage_is_passed_over(straight, capsys):
+    place = copy(straight[3], "st u")
+    shutil.rmtree(place / "student")
+    first, last = sorted((place / "stages" / "1" / "checkpoints").iterdir())
+    (last / "weights.safetensors").write_bytes(b"")
+    code, _, err = call(capsys, "distill", "st u")
+    assert code == 0, err
+    assert last.name in err
+    assert f"steps {int(first.name[-8:])} to 120" in err
+    assert weights(place / "student") == weights(straight[3] / "student")
+
+
+def test_two_at_once(straight, teacher, capsys, folder):
+    words = (teacher, "--to", "1", *WAY, "--images", "9600", "-o", "st u")
+    p = started(*words, cwd=folder)
+    at_stage(folder / "st u", "4", p)
+    answer = call(capsys, "distill", "st u")
+    p.send_signal(signal.SIGKILL)
+    p.communicate()
+    refused(answer, 2, "st u", f"{p.pid}@", "is training here", "-o")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (("--guidance-scale", "3"), "guidance 2.0 -> 3.0"),
+        (("--to", "2"), "to 1 -> 2"),
+        (("--method", "ect"), "method progressive -> ect"),
+        (("--seed", "1"), "seed 0 -> 1"),
+        (("--guidance-range", "1..3"), "scales None -> (1.0, 3.0)"),
+    ],
+)
+def test_another_distillation_in_the_same_folder(straight, teacher, capsys, changes, named):
+    place = copy(straight[3], "st u")
+    before = everything(place)
+    words = dict(zip(*[iter(("--to", "1", *WAY))] * 2, strict=True)) | {changes[0]: changes[1]}
+    if "ect" in changes:
+        del words["--start"]
+    pairs = [word for pair in words.items() for word in pair]
+    refused(call(capsys, "distill", teacher, *pairs, "-o", "st u"), 2, "st u", named)
+    assert everything(place) == before
+
+
+def test_other_images_or_another_teacher(straight, teacher, capsys):
+    place = copy(straight[3], "st u")
+    before = everything(place)
+    words = ("--to", "1", *WAY, "-o", "st u")
+    other = distilling.folders("other images", count=60)
+    refused(call(capsys, "distill", teacher, *words, "--data", other), 2, "st u", "data ")
+    refused(call(capsys, "distill", "st u", "--data", other), 2, "st u", "data ")
+    run = copy(teacher, "a run")
+    assert call(capsys, "train", run, "train.steps=61")[0] == 0
+    answer = call(capsys, "distill", run, *words)
+    refused(answer, 2, "st u", "weights ")
+    assert everything(place) == before
+
+
+def test_what_has_begun_goes_on_as_it_is(straight, capsys):
+    copy(straight[3], "st u")
+    for words in (("--to", "1"), ("--seed", "3"), ("--guidance-scale", "3"), ("--budget", "1m")):
+        refused(call(capsys, "distill", "st u", *words), 2, words[0], "goes on as it is")
+
+
+def test_the_teacher_is_gone(straight, teacher, capsys, folder):
+    copy(teacher, "a run")
+    words = ("a run", "--to", "4", *WAY, "--images", "640", "-o", "st u")
+    assert call(capsys, "distill", *words)[0] == 0
+    Path("a run").rename("elsewhere")
+    refused(call(capsys, "distill", "st u"), 4, "st u", folder / "a run", "is gone")
+    code, _, err = call(capsys, "sample", "st u", "--label", "a", "-n", "1", "-o", "x.png")
+    assert code == 0, err
+
+
+def test_the_same_command_on_a_finished_one(straight, capsys, teacher):
+    place = copy(straight[3], "st u")
+    before = weights(place / "student")
+    words = (teacher, "--to", "1", *WAY, "--images", "20000", "-o", "st u")
+    code, out, err = call(capsys, "distill", *words)
+    assert code == 0, err
+    assert "--images: not of use any more" in err
+    assert "steps 0 to" not in err
+    assert weights(place / "student") == before
+    assert out.splitlines()[-1] == "next: fewstep sample 'st u' --label=a -n 16"
+
+
+# ---------------------------------------------------------------- worse than its teacher
+def test_a_student_worse_than_its_teacher_ends_the_ladder(teacher, capsys, monkeypatch):
+    """The one before it is kept; without any, the command says so and fails."""
+    worse = climb._worse
+
+    def second(work, found, reals, judge, rung):
+        worse(work, found, reals, judge, rung)
+        return rung.stage.steps == limit
+
+    monkeypatch.setattr(climb, "_worse", second)
+    words = ("--to", "1", *WAY, "--images", "3200", "--seed")
+    limit = 2
+    code, _, err = call(capsys, "distill", teacher, *words, "0", "-o", "kept")
+    assert code == 0, err
+    assert described("kept/student")["sampling"]["steps"] == 4
+    assert not Path("kept/stages/1").exists()
+    limit = 4
+    answer = call(capsys, "distill", teacher, *words, "1", "-o", "none")
+    refused(answer, 5, "none", "no student was kept", "--budget")
+    assert not Path("none/student").exists()
+    refused(call(capsys, "sample", "none"), 4, "none", "no student yet")
+
+
+def test_a_run_has_its_students_in_it(teacher, capsys):
+    run = copy(teacher, "a run")
+    words = ("--to", "4", *WAY, "--images", "640")
+    code, out, err = call(capsys, "distill", run, *words)
+    assert code == 0, err
+    place = "a run/students/progressive-4-s2"
+    assert out.splitlines()[0] == f"distillation: {place}"
+    assert distillation.planned(Path(place))["budget"] is None
+    code, out, err = call(capsys, "distill", run, *words, "--guidance-scale", "1")
+    assert code == 0, err
+    assert out.splitlines()[0] == "distillation: a run/students/progressive-4"

@@ -1,0 +1,185 @@
+"""Students of all kinds of teachers, by the real command, and what is refused of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.denoiser import BOTH, EDM, EPS, NetDenoiser, V
+from fewstep.model import Model, Sampling
+from fewstep.nets.unet import UNet, UNetConfig
+from fewstep.process import EDM as EDMProcess
+from fewstep.process import Cosine, Tabulated
+from fewstep.report import picture
+from fewstep.train import checkpoint
+from tests.system import distilling
+from tests.system.cli_runs import call, refused
+from tests.system.distilling import described
+
+ONE = ("--label", "a", "-n", "1", "-o", "x.png")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Train each judge once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Work in a folder whose name holds a space, in a hurry."""
+    place = tmp_path / "a b"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    distilling.hasten(monkeypatch)
+    monkeypatch.setattr("fewstep.cli.climb._worse", lambda *_: False)
+    return place
+
+
+def teacher(where, param=V, process=None, shape=(1, 8, 8), classes=("a", "b"), outputs=1):
+    """Save a tiny teacher of random weights, and images beside it; return both."""
+    gen = np.random.default_rng(0)
+    pixels = gen.integers(0, 256, (60, *shape[1:], shape[0]), dtype=np.uint8)
+    labels = {"arr_1": np.arange(60) % len(classes)} if classes else {}
+    np.savez("images.npz", arr_0=pixels, **labels)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = UNetConfig(
+            in_channels=shape[0], out_channels=outputs * shape[0], width=8, mult=(1, 2), depth=1,
+            groups=4, classes=len(classes),
+        )  # fmt: skip
+        net = UNet(config)
+        torch.nn.init.normal_(net.head.weight, std=0.05)
+    denoiser = NetDenoiser(net, process or Cosine(), param).eval()
+    scale = 2.0 if classes else 1.0
+    model = Model(denoiser, shape, classes, Sampling(steps=4, guidance_scale=scale))
+    checkpoint.save_model(model, Path(where))
+    return where, "--data", "images.npz"
+
+
+def distilled(capsys, words, *more, to=2, method="progressive", images=40 * 32):
+    """Distill; return what was printed."""
+    way = ("--to", to, "--method", method, "--images", images, "-n", "20", "-o", "st u")
+    code, out, err = call(capsys, "distill", *words, *way, *more)
+    assert code == 0, err
+    return out, err
+
+
+def numbered(count):
+    return tuple(str(i) for i in range(count))
+
+
+KINDS = {
+    "eps, learned variance": {"param": EPS, "process": Tabulated(), "outputs": 2},
+    "edm": {"param": EDM, "process": EDMProcess()},
+    "unconditional": {"classes": ()},
+    "colours": {"shape": (3, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("method", ["progressive", "ect", "consistency-distillation"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_of_every_kind_of_teacher(capsys, kind, method):
+    given = {"classes": numbered(2), **KINDS[kind]}
+    words = teacher("a teacher", **given)
+    distilled(capsys, words, *(("--start", "4") if method == "progressive" else ()), method=method)
+    said = described("st u/student")
+    classes, steps = given["classes"], 2
+    assert said["classes"] == list(classes)
+    assert (said["student"]["method"], said["sampling"]["steps"]) == (method, steps)
+    if kind.startswith("eps"):
+        assert said["param"] == "BOTH"
+        assert said["net"]["out_channels"] == 2
+        assert checkpoint.load_model(Path("st u/student")).denoiser.param is BOTH
+    levels = said["sampling"].get("levels")
+    if kind == "edm":
+        assert levels is not None
+        assert levels[0] == pytest.approx(80.0)
+    elif method == "progressive":
+        assert levels is None
+    label = ("--label", "1") if classes else ()
+    code, out, err = call(capsys, "sample", "st u", *label, "-n", "1", "-o", "x.png")
+    assert code == 0, err
+    assert "2 steps, 2 network evaluations each" in out
+    table = json.loads(Path("st u/results.json").read_text())["lines"]
+    spacings = {line["settings"]["spacing"] for line in table if "DDIM" in line["title"]}
+    assert spacings == {"karras" if kind == "edm" else "even"}
+    baked = 1.0 if method == "ect" or not classes else 2.0
+    assert said["student"]["guidance"] == baked
+
+
+# ---------------------------------------------------------------- a student is no other model
+@pytest.fixture
+def student(capsys):
+    """A one-step student in "st u", guidance 2 in its weights."""
+    words = teacher("a teacher", classes=numbered(2))
+    distilled(capsys, words, "--start", "2", to=1, images=20 * 32)
+    return "st u"
+
+
+def test_a_student_is_sampled_as_it_was_made(student, capsys):  # A15
+    words = ("sample", student, "--label", "1", "-n", "1", "-o", "x.png")
+    made = "a progressive student, made for 1 step of ddim"
+    refused(call(capsys, *words, "--steps", "50"), 2, "in 50 steps", made, "--force")
+    refused(call(capsys, *words, "--sampler", "heun"), 2, "sampler heun", made)
+    refused(call(capsys, *words, "--spacing", "karras"), 2, made)
+    refused(call(capsys, *words, "--eta", "1"), 2, made)
+    scale = ("guidance scale 3", "guidance scale 2 in its weights", "leave it out")
+    refused(call(capsys, *words, "--guidance-scale", "3"), 2, *scale)
+    refused(call(capsys, "sample", student, "-o", "x.png"), 2, "needs a label", "in its weights")
+    assert not Path("x.png").exists()
+    code, _, err = call(capsys, *words, "--force", "--steps", "50")
+    assert code == 0, err
+    assert err.count("fewstep: warning: --force: a progressive student is sampled in a way") == 1
+    assert picture.read_settings(Path("x.png"))["sampling"]["steps"] == 50
+    refused(call(capsys, "sample", "a teacher", "--force", "-n", "1"), 2, "is no student")
+
+
+def test_other_verbs_on_a_student(student, capsys):
+    before = distilling.everything(student)
+    again = ("a progressive student", "nothing to tune", "a teacher")
+    refused(call(capsys, "tune", student, "--steps", "3"), 2, *again)
+    refused(call(capsys, "tune", student, "--steps", "3", "-o", "new"), 2, *again)
+    refused(call(capsys, "train", student), 2, "a distillation", "distill 'st u'")
+    code, _, err = call(capsys, "sample", "a teacher", "--label", "1", "-n", "1", "-o", "x.png")
+    assert code == 0, err
+    made = ("a progressive student", "1 step of ddim")
+    words = ("--label", "1", "-o", "y.png")
+    none = ("a progressive student", "follow no ODE", "a teacher", "two seeds")
+    refused(call(capsys, "edit", "encode", student, "x.png", *words), 2, *none)
+    refused(call(capsys, "edit", "interpolate", student, "x.png", "x.png", *words), 2, *none)
+    square = ("--mask", "x.png")
+    refused(call(capsys, "edit", "inpaint", student, "x.png", *square, *words), 2, *made)
+    more = ("--samplers", "ddim:50", "-n", "20")
+    refused(call(capsys, "compare", student, *more), 2, "in 50 steps", *made)
+    refused(call(capsys, "evaluate", student, "--steps", "8", "-n", "20"), 2, *made)
+    seeds = ("edit", "interpolate", student, "1", "2", "--label", "1", "-o", "z.png")
+    code, _, err = call(capsys, *seeds)
+    assert code == 0, err
+    assert distilling.everything(student) == before
+    assert not Path("y.png").exists()
+
+
+def test_one_student_for_a_range_of_scales(capsys):
+    words = teacher("a teacher", classes=numbered(2))
+    out, err = distilled(
+        capsys, words, "--guidance-range", "1..3", "--start", "4", to=2, images=80 * 32
+    )
+    assert "scales 1 to 3" in err
+    assert [line for line in out.splitlines() if "copy error" in line] == []  # climb._worse
+    assert Path("st u/stages/guided").is_dir()
+    said = described("st u/student")
+    assert said["student"]["scales"] == [1.0, 3.0]
+    assert said["sampling"]["guidance_scale"] == 2.0
+    one = ("--label", "1", "-n", "1", "-o", "x.png")
+    for scale in ("1.5", "3", "1"):
+        code, out, err = call(capsys, "sample", "st u", *one, "--guidance-scale", scale)
+        assert code == 0, err
+        assert "2 steps, 2 network evaluations each" in out
+        assert f"guidance scale {scale}" in out
+    refused(call(capsys, "sample", "st u", *one, "--guidance-scale", "5"), 2, "5", "1 to 3")
+    refused(call(capsys, "sample", "st u", *one, "--steps", "50"), 2, "made for 2 steps of ddim")
