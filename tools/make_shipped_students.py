@@ -56,7 +56,7 @@ def main(folder: str, teacher: str, *counts: str) -> None:
     """Store the students of a distillation in the package, measured as they are stored."""
     for steps in map(int, counts):
         name = f"{teacher}-{steps}step"
-        model = load_model(Path(folder) / "students" / str(steps))
+        model = find(f"{folder}/stages/{steps}").model
         half = dataclasses.replace(model, denoiser=model.denoiser.to(torch.float16))
         target = SHIPPED / name
         shutil.rmtree(target, ignore_errors=True)

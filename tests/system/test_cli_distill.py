@@ -86,7 +86,7 @@ def test_a_student_says_how_it_is_sampled_and_whose_it_is(straight, teacher):
     assert said["sampling"]["guidance_scale"] == 1
     student = said["student"]
     assert (student["kind"], student["steps"], student["guidance"]) == ("progressive", 1, 2.0)
-    assert student["teacher"].startswith(str(teacher))
+    assert student["teacher"] == "a run"  # by name: where it lies is nobody's business
     assert student["images"] == 9600
     assert "recipe" not in said["about"]
 

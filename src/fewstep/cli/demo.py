@@ -112,7 +112,8 @@ def _students(
             else students.single(method, 1, images)
         )
         plan = [replace(s, updates=max(1, round(share * s.updates))) for s in plan]
-        asked = run.Asked(str(out), found.weights, 1.0, method, 1, seed, reals.train.fingerprint)
+        data = reals.train.fingerprint
+        asked = run.Asked(str(out), found.weights, 1.0, method, 1, seed, data, name=found.name)
         work = run.Work(asked, found.model, reals.train, tuple(plan), out / method, "cpu")
         run.record(work, {"kept": {}})
         rungs = []

@@ -243,8 +243,9 @@ def _work(found: "Found", reals: "Reals", wish: Wish, folder: Path | None) -> "W
     scale = wished.guidance(found, way, wish)
     prints = reals.train.fingerprint
     asked = run.Asked(
-        wished.word_of(found), found.weights, scale, way, wish.to, wish.seed, prints, wish.scales
-    )
+        wished.word_of(found), found.weights, scale, way, wish.to, wish.seed, prints, wish.scales,
+        found.name,
+    )  # fmt: skip
     out = judged.folder(folder or wished.default(found, asked), wish.data or judged.own(found)[0])
     ground = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not ground.is_dir():

@@ -98,10 +98,7 @@ def student(model: Model, method: str, scales: tuple[float, float] | None = None
             part.p = 0.0
     param = BOTH if convert else own.param
     denoiser = NetDenoiser(net, own.process, param, own.label, own.null)
-    about = {k: v for k, v in model.about.items() if k not in ("step", "weights")}
-    return dataclasses.replace(
-        model, denoiser=denoiser.requires_grad_(True), tuned={}, about=about
-    )
+    return dataclasses.replace(model, denoiser=denoiser.requires_grad_(True), tuned={})
 
 
 def _reshaped(net: nn.Module, channels: int, said: object) -> nn.Module:
@@ -230,17 +227,14 @@ def config(stage: Stage, seed: int) -> FitConfig:
     )
 
 
-def finished(
-    model: Model, taught: Model, stage: Stage, preset: Sampling, facts: Mapping[str, Any]
-) -> Model:
-    """Return a trained student with all that belongs to it.
+def named(model: Model, stage: Stage, preset: Sampling, facts: Mapping[str, Any]) -> Model:
+    """Return a student with what it says of itself.
 
     Args:
-        model: the student after training.
-        taught: the first teacher.
-        stage: how it was trained.
+        model: the student.
+        stage: how it is trained.
         preset: how it is sampled.
-        facts: name and weights of the teacher, its guidance.
+        facts: name and weights of the teacher, its guidance, images seen.
     """
     kinds = {PROGRESSIVE: "progressive", GUIDED: "guided"}
     record = {
@@ -248,8 +242,6 @@ def finished(
         "method": stage.method,
         "steps": stage.steps,
         **facts,
-        **({} if model.scales is None else {"scales": list(model.scales)}),
     }
-    about = {**taught.about, **{k: v for k, v in model.about.items() if k in ("step", "weights")}}
-    about.pop("recipe", None)
+    about = {k: v for k, v in model.about.items() if k not in ("step", "weights", "recipe")}
     return dataclasses.replace(model, sampling=preset, student=record, about=about)

@@ -49,6 +49,7 @@ class Asked:
         seed: of all random numbers.
         data: fingerprint of the training images.
         scales: range of guidance scales that the student is told, or None for `guidance` alone.
+        name: what the teacher is called, without where it lies.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Asked:
     seed: int
     data: str
     scales: tuple[float, float] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,16 @@ def rungs(work: Work, shown: Shown | None = None) -> Iterator[Rung]:
         drop = make.DROP if plain else 0.0
         by = make.Taught(frozen, work.times, name, drop, asked.scales)
         found = fit(
-            _begin(start, stage, plain, asked),
+            _begin(start, stage, plain, work),
             work.images,
             make.objective(stage, by),
             make.config(stage, asked.seed),
             place(work.out, stage),
             device=work.device,
-            on_sample=None if shown is None else _watch(work, stage, by, shown),
+            on_sample=None if shown is None else _watch(stage, by, shown),
         )
-        taught = _finished(found, work, stage)
+        # apart from the trainer, whose weights the next stage moves on
+        taught = dataclasses.replace(found, denoiser=copy.deepcopy(found.denoiser).eval())
         seconds = time.monotonic() - began
         yield Rung(stage, taught, apart(by, taught, stage), seconds)
         start = taught
@@ -147,40 +150,31 @@ def rungs(work: Work, shown: Shown | None = None) -> Iterator[Rung]:
         name = f"{first}, {stage.steps} steps: {digest(taught)}"
 
 
-def _watch(
-    work: Work, stage: Stage, by: make.Taught, shown: Shown
-) -> Callable[[int, Model], None]:
+def _watch(stage: Stage, by: make.Taught, shown: Shown) -> Callable[[int, Model], None]:
     """Return what `fit` calls with the student as it is."""
 
     def watch(step: int, found: Model) -> None:
         if step < stage.updates:  # the end is told by the rung
-            taught = dataclasses.replace(found, sampling=make.sampling(found, stage, work.times))
-            shown(stage, step, apart(by, taught, stage))
+            shown(stage, step, apart(by, found, stage))
 
     return watch
 
 
-def _begin(start: Model, stage: Stage, null: bool, asked: Asked) -> Model:
-    """Return a student before its training."""
+def _begin(start: Model, stage: Stage, null: bool, work: Work) -> Model:
+    """Return a student before its training, with all that it says of itself.
+
+    So that the checkpoints of a stage are students that are sampled as they must be.
+    """
+    asked = work.asked
+    seen = sum(s.images for s in work.stages[: work.stages.index(stage) + 1])
+    told = {"guidance": asked.guidance} if asked.scales is None else {"scales": [*asked.scales]}
+    origin = {"teacher": asked.name, "teacher_sha256": asked.weights, **told}
     model = make.student(start, stage.method, asked.scales)
     assert isinstance(model.denoiser, NetDenoiser)
     model.denoiser.null = null
-    return dataclasses.replace(model, student={**_origin(asked), "kind": "training"})
-
-
-def _origin(asked: Asked) -> dict[str, Any]:
-    """Return whose student it is, and the guidance in it."""
-    told = {"guidance": asked.guidance} if asked.scales is None else {"scales": [*asked.scales]}
-    return {"teacher": asked.model, "teacher_sha256": asked.weights, **told}
-
-
-def _finished(found: Model, work: Work, stage: Stage) -> Model:
-    """Return a trained student, apart from the trainer."""
-    seen = sum(s.images for s in work.stages if s.steps >= stage.steps)
-    facts = {**_origin(work.asked), "images": seen}
-    preset = make.sampling(found, stage, work.times)
-    own = dataclasses.replace(found, denoiser=copy.deepcopy(found.denoiser).eval())
-    return make.finished(own, work.teacher, stage, preset, facts)
+    model = dataclasses.replace(model, student=origin)
+    preset = make.sampling(model, stage, work.times)
+    return make.named(model, stage, preset, {**origin, "images": seen})
 
 
 @torch.no_grad()
@@ -295,7 +289,7 @@ def same(said: Mapping[str, Any], asked: Asked, out: Path) -> tuple[Stage, ...]:
     differ = [
         f"{key} {_short(before.get(key))} -> {_short(now[key])}"
         for key in now
-        if key != "model" and before.get(key) != now[key]
+        if key not in ("model", "name") and before.get(key) != now[key]
     ]
     if differ:
         raise UsageError(

@@ -29,6 +29,8 @@ from fewstep.train.ema import EMA
 TRAIN, STATE = TRAINING
 _T = TypeVar("_T", bound=Told)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+NAMED = ("about", "sampling", "tuned", "student")
+"""What a model says of itself that makes no other training; teachers are in the objective."""
 
 
 class Memory(Protocol):
@@ -165,7 +167,7 @@ def identity(
     """Return what makes a run this run: network, process, data, objective and settings."""
     described = model.describe()
     run = {
-        "model": {k: v for k, v in described.items() if k not in ("about", "sampling", "tuned")},
+        "model": {k: v for k, v in described.items() if k not in NAMED},
         "classes": list(images.classes),
         "data": images.fingerprint,
         "objective": re.sub(r" at 0x[0-9a-f]+", "", repr(objective)),
