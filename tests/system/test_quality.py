@@ -94,9 +94,10 @@ def test_a_short_demo_ends_in_a_report(tmp_path, capsys) -> None:
     said = capsys.readouterr()
     page = (out / "report.html").read_text("utf-8")
     lines = json.loads((out / "results.json").read_text())["lines"]
-    steps = [20, 20, 20, 20, 1000, 50, 50, 20, 10, 5, 10, 5, 10, 10, 50, 50]
+    steps = [20, 20, 20, 20, 1000, 50, 50, 20, 10, 5, 10, 5, 10, 10, 50, 50, 8, 4, 2, 1, 1]
     assert [x["settings"]["steps"] for x in lines] == steps
     assert [x["nfe"] for x in lines][:5] == [20, 20, 40, 40, 1000]
+    assert [x["nfe"] for x in lines][-5:] == [8, 4, 2, 1, 1]
     for line in lines:
         assert line["title"].split("(")[0] in said.out
         assert line["title"] in page
@@ -127,3 +128,10 @@ def test_the_demo_keeps_its_promises(tmp_path, capsys) -> None:
             for name in ("sigma-hat", "DDIM")
         )
         assert hat >= worse * ddim
+    one, far, best = (
+        rows[name, 1000]["FD-classifier"]["value"]
+        for name in ("progressive 1", "DDIM 5", "DDIM 50")
+    )
+    assert one <= 2 * best
+    assert one < far
+    assert rows["progressive 1", 1000]["accuracy"]["value"] >= 0.96

@@ -109,7 +109,8 @@ def found_of(work: "Work", rung: "Rung") -> "Found":
     from fewstep.cli.resolve import Found
     from fewstep.students import run
 
-    return Found(work.out, work.asked.method, rung.model, run.digest(rung.model))
+    name = f"{work.asked.method}-{rung.stage.steps}"
+    return Found(work.out, name, rung.model, run.digest(rung.model))
 
 
 def row_of(rung: "Rung", group: str = "student") -> "Row":

@@ -158,13 +158,15 @@ def compare(  # budget: table
 
 
 def _earlier(paths: list[str]) -> "list[Line]":
-    """Read the lines of earlier commands, each once."""
+    """Read the lines of earlier commands, those of the same images and judge once."""
     from fewstep.report import results
 
-    lines: list[Line] = []
+    lines: dict[str, Line] = {}
     for path in paths:
-        lines += [x for x in results.load(Path(path).expanduser()) if x not in lines]
-    return lines
+        for line in results.load(Path(path).expanduser()):
+            judge = json.dumps(line.protocol["extractors"], sort_keys=True)
+            lines.setdefault(_key(line) + judge, line)
+    return list(lines.values())
 
 
 def _default(found: "list[Found]") -> Path:
