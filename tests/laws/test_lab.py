@@ -10,7 +10,7 @@ from fewstep.lab import chains, diffused, guided, paths, strided
 from fewstep.lab.learned import learn
 from fewstep.lab.size import QUICK
 from fewstep.solvers import DDIM, DDPM, DPMSolverPP, Heun
-from laws.cases import largest
+from laws.cases import largest, normal
 
 
 @pytest.mark.parametrize(("delta", "variance"), [(0.1, 1.02564), (0.5, 1.14286), (1.0, 1.33333)])
@@ -105,8 +105,9 @@ def test_heun_is_too_wide_on_edms_grid(n: int, want: float) -> None:
 
 
 def test_a_race_keeps_to_its_budgets_and_ends_near_the_exact_way() -> None:
+    """Of 64 walks each method is better in 10 evaluations than in 5; of 8 not always."""
     x0 = lab.standard(lab.points("rings", 100))
-    truth, ways, errors = paths.race(diffused.exact(x0, 100), torch.randn(8, 2).double(), 100)
+    truth, ways, errors = paths.race(diffused.exact(x0, 100), normal(64, 2), 100)
     assert all(len(way) - 1 <= budget for (_, budget), way in ways.items())
     assert [len(ways["Heun", n]) - 1 for n in (5, 10)] == [3, 5]  # 5 and 9 evaluations
     for (name, budget), way in ways.items():

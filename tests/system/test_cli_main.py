@@ -57,7 +57,7 @@ def test_version_and_help(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
     assert all(f"  {verb}" in out for verb in ("demo", "train", "sample", "doctor"))
-    assert "distill" not in out  # planned verbs are not promised
+    assert "studio" not in out  # planned verbs are not promised
 
 
 def test_unknown_verb_names_the_nearest(capsys):

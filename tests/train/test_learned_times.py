@@ -15,6 +15,7 @@ from train import toy
 
 STEPS, STOP = 24, 15
 FILES = ("weights.safetensors", "train.safetensors")
+KEPT = "memory."  # what the names of an objective's tensors begin with
 
 
 def train(out: Path, goal: Bound | None = None) -> Model:
@@ -50,10 +51,24 @@ def test_what_was_learned_is_stored(run):
     goal = toy.bound()
     for step in (STOP, STEPS):
         tensors = checkpoint.load(checkpoint.place(run, step)).tensors("train.safetensors")
-        stored = {k.removeprefix("times."): v for k, v in tensors.items() if k[:6] == "times."}
+        stored = {k.removeprefix(KEPT): v for k, v in tensors.items() if k.startswith(KEPT)}
         goal.times.restore(stored)
         assert int(stored["count"].sum()) == 8 * step
     assert float(goal.times.probabilities.std()) > 0.01
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued(run, tmp_path):
+    """Where the memory of training times had a name of its own; the same bits in the end."""
+    again = cut(run, tmp_path / "r")
+    files = checkpoint.load(checkpoint.place(again, STOP))
+    parts = {name: files.json(name) for name in ("model.json", "state.json")}
+    parts |= {name: files.tensors(name) for name in FILES}
+    train_part = parts["train.safetensors"]
+    for name in [k for k in train_part if k.startswith(KEPT)]:
+        train_part[f"times.{name.removeprefix(KEPT)}"] = train_part.pop(name)
+    checkpoint.write(checkpoint.place(again, STOP), parts, step=STOP)
+    train(again)
+    assert last(again) == last(run)
 
 
 def test_an_objective_begins_each_run_anew(run, tmp_path):
@@ -72,7 +87,7 @@ def test_a_checkpoint_without_it_is_refused(run, tmp_path):
     names = ("model.json", "state.json")
     parts = {name: files.json(name) for name in names}
     parts |= {name: files.tensors(name) for name in FILES}
-    del parts["train.safetensors"]["times.count"]
+    del parts["train.safetensors"][f"{KEPT}count"]
     checkpoint.write(checkpoint.place(again, STOP), parts, step=STOP)
     with pytest.raises(CheckpointError, match=r"train\.safetensors: count of importance"):
         train(again)
