@@ -211,7 +211,7 @@ def _ways(rung: "Rung") -> "list[Row]":
 
 def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", n: int) -> None:
     """Measure teacher and students under one protocol; print and write the table."""
-    from fewstep.cli.compare import _write
+    from fewstep.cli import compare
 
     judge = _judge(work, reals, n)
     counts = sorted({_FINE, *(w.sampling.steps for r in done for w in _ways(r))}, reverse=True)
@@ -221,4 +221,4 @@ def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", 
         items += _items(work, found_of(work, rung), reals, judge, _ways(rung), 0)
     lines = _lines(judge, items)
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
-    _write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])
+    compare.write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])

@@ -300,7 +300,7 @@ def _only(lines: "list[Line]", out: Path | None) -> None:
     digest = hashlib.sha256("\n".join(map(_key, lines)).encode()).hexdigest()[:8]
     place = judged.folder(out or Path("runs") / f"compare-{digest}")
     _refuse_loss(set(map(_key, lines)), place)
-    _write(lines, judged.made(place), [])
+    write(lines, judged.made(place), [])
 
 
 def _early(lines: "list[Line]", n: int) -> None:
@@ -325,10 +325,10 @@ def _finish(work: "Work", earlier: "list[Line]", place: Path, found: "list[Found
     name = first.name if first.path.parent == SHIPPED else str(first.path)
     label = [f"--label={first.model.classes[0]}"] if first.model.classes else []
     more = console.command("sample", name, *label, "-n", "16")
-    _write([*earlier, *lines], place, [more])
+    write([*earlier, *lines], place, [more])
 
 
-def _write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
+def write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
     """Write results, charts and page; print table and paths."""
     from fewstep.cli import record
     from fewstep.report import chart, page, results, sections, sweep, table

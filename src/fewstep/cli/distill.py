@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 app = options.app()
 
 _NUMBER = 1000  # images that the table is measured on, unless said
-_RULES = climb.RULES
 _BEGUN = ("to", "method", "guidance_scale", "guidance_range", "seed", "out", *PLANNED)
 
 
@@ -128,7 +127,7 @@ def distill(  # budget: table
     )
     said = [name for name in context.params if options.said(context, name)]
     folder, wish, model = _again(model, wish, out, said)
-    judged.rules(_RULES, wish.number, None, "fp32")  # refuses a number too small to judge
+    judged.rules(climb.RULES, wish.number, None, "fp32")  # refuses a number too small to judge
     found, reals = _opened(model, wish)
     work = _work(found, reals, wish, folder)
     with engine.locked(work.out, "-o"):

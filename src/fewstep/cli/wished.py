@@ -102,12 +102,7 @@ def word_of(found: "Found") -> str:
 
 def default(found: "Found", asked: "Asked") -> Path:
     """Return the folder of a distillation that was given none."""
-    kind = (
-        asked.method
-        if asked.method == "progressive"
-        else asked.method.replace("ect", "consistency")
-    )
-    name = f"{kind}-{asked.to}"
+    name = f"{'consistency' if asked.method == 'ect' else asked.method}-{asked.to}"
     if asked.scales is not None:
         name += f"-s{asked.scales[0]:g}-{asked.scales[1]:g}"
     elif asked.guidance != 1:

@@ -30,7 +30,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 
 _ETA_COLOURS = ("#225ea8", "#1d91c0", "#2aa88f", "#8aa83a", "#d55e00")  # in the order of ETAS
 MARKS = "osD^vPXd"
-"""One to a series, in the order of `COLOURS`."""
+"""One to a series, in the order of `COLOURS`; one further on when those begin again."""
 INK = "#0a0b0c"  # stands for the page's text colour, and for black in a file
 GREY = "#8c8c8c"
 """Of what stands beside the measured."""
@@ -195,7 +195,10 @@ def _frontier(axes: "Axes", lines: Sequence[Line], figure: str, inches: float) -
             drawn.append(line)
     for i, ((name, sweep), members) in enumerate(families.items()):
         members.sort(key=lambda line: line.nfe)
-        look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
+        look = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKS[(i + i // len(COLOURS)) % len(MARKS)],
+        }
         costs = [line.nfe for line in members]
         series(axes, costs, members, figure, {**look, "label": name, "ls": "" if sweep else "-"})
         for line in members if sweep else ():

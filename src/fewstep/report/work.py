@@ -314,7 +314,8 @@ class Work:
     def _record(self, item: Item, makers: Sequence[str]) -> dict[str, Any]:
         """Return what belongs to a number beside its protocol and its settings."""
         facts: dict[str, Any] = {
-            "reference": self.judge.reals.name,
+            # where they lie is nobody's business; the protocol has their fingerprint
+            "reference": Path(self.judge.reals.name).name,
             "measured with": {**versions(), **_installed("torch-fidelity")},
             "measured on": machine(self.judge.device),
         }

@@ -63,10 +63,11 @@ def check(
     Raises:
         UsageError: as `teacher`, `student` and `distill.Guided`.
     """
-    student(model, method if scales is None else GUIDED, scales)
     if scales is None:
+        student(model, method)
         teacher(model, scale)
-    if scales is not None:
+    else:
+        student(model, GUIDED, scales)
         Guided(teacher(model, 1.0), *scales)
 
 

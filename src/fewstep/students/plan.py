@@ -5,7 +5,6 @@ continues the same plan, whatever the machine does meanwhile.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +14,8 @@ from fewstep.errors import UsageError, suggest
 PROGRESSIVE, GUIDED = "progressive", "guided"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
 """What may be asked for: "consistency" is the preset "ect"; "auto" is progressive distillation,
-which was better at every number of steps for the same training (docs/distillation.md), and where
-halving does not end at so many steps, "ect"."""
+which was nearer to the data in 1 and 2 steps for the same training (docs/distillation.md), and
+where halving does not end at so many steps, "ect"."""
 
 START = 32
 """Steps of the first teacher of a ladder, where the budget allows: more than its student needs."""
@@ -156,11 +155,6 @@ def single(name: str, to: int, images: float, *, most: int | None = None) -> tup
         UsageError: the budget is too small.
     """
     return (_stage(name, to, images, most),)
-
-
-def enough(stages: Iterable[Stage], per_image: float) -> float:
-    """Return the seconds that stages take at so many seconds per image."""
-    return sum(stage.images for stage in stages) * per_image
 
 
 class TooSmall(UsageError):
