@@ -7,7 +7,7 @@ alone, without a gradient. Step and passes are timed in turn in every round and 
 a ratio of 1.00 is a loss that costs nothing beside its networks. D2 is progressive distillation
 (two passes of the teacher), D3 easy consistency tuning (one of the student), D4 progressive
 distillation of a guided teacher (two passes of a doubled batch); batches of 64, in the precision
-that training takes on this machine, and two networks: the shipped one of the 8x8 digits, and
+that such training takes on this machine, and two networks: the shipped one of the 8x8 digits, and
 that of the recipe "mnist" for 28x28 pixels, with random weights on random images.
 
 D5 is a chunk of 250 digits in the one step of the shipped student, from its settings and seeds to
@@ -21,6 +21,7 @@ the same turns.
 import json
 import statistics
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from fewstep.cli.resolve import SHIPPED
 from fewstep.data import Images
 from fewstep.data.digits import digits
 from fewstep.denoiser import NetDenoiser
+from fewstep.distill import Consistency
 from fewstep.model import Model, Sampling
 from fewstep.objectives import Denoising, Objective
 from fewstep.recipes import build, load, parse
@@ -42,8 +44,7 @@ from fewstep.recipes.read import shipped_path
 from fewstep.students import Stage, make
 from fewstep.train import engine
 from fewstep.train.checkpoint import load_model
-from fewstep.train.state import TrainState
-from fewstep.train.step import Stepper
+from fewstep.train.fit import begun
 
 BATCH, CHUNK, STEPS, PIECE = 64, 250, 1000, 5
 GOAL, SCALE = 1.10, 2.0
@@ -76,24 +77,22 @@ def _millis(seconds: list[float]) -> list[float]:
     return [s * 1e3 for s in seconds]
 
 
-def _step(work: Work, goal: Objective, stage: Stage) -> timing.Side:
+def _step(work: Work, goal: Objective, stage: Stage, precision: engine.Precision) -> timing.Side:
     """Return what takes an optimizer step, as `fit` does."""
-    config = make.config(stage, 0)
+    config = replace(make.config(stage, 0), precision=precision)
     model = make.student(work.model, stage.method)
-    state = TrainState(model, config.weight_decay, config.ema_decay, HERE)
-    bf16 = engine.pick_precision("auto", HERE) == "bf16"
-    stepper = Stepper(work.images, goal, config, engine.Alone(HERE), HERE, bf16)
+    stepper, state = begun(model, work.images, goal, config, engine.Alone(HERE))
     return partial(stepper.step, state, model.denoiser, engine.Signals())
 
 
-def _forward(work: Work, batch: int, train: bool) -> timing.Side:
+def _forward(work: Work, batch: int, train: bool, precision: engine.Precision) -> timing.Side:
     """Return what asks the network of a teacher, or of a student in training, once."""
     model = make.student(work.model, "ect") if train else work.model
     assert isinstance(model.denoiser, NetDenoiser)
     net = model.denoiser.net.train(train)
     x, cond = torch.randn(batch, *work.model.shape), torch.arange(batch) % 10
     label = torch.rand(batch) * 999
-    bf16 = engine.pick_precision("auto", HERE) == "bf16"
+    bf16 = precision == "bf16"
 
     @torch.no_grad()
     def run() -> None:
@@ -103,16 +102,22 @@ def _forward(work: Work, batch: int, train: bool) -> timing.Side:
     return run
 
 
+def _precision(name: str) -> engine.Precision:
+    """Return the precision that the training of a row takes here."""
+    return engine.pick_precision(Consistency.precision if name == "D3" else "auto", HERE)
+
+
 def sides(name: str, work: Work) -> tuple[dict[str, timing.Side], int]:
     """Return the three sides of D2, D3 or D4, and how often "forward" counts beside "plain"."""
     tuning, guided = name == "D3", name == "D4"
     stage = Stage("ect" if tuning else "progressive", 4, 100_000, BATCH, 1e-5)
     by = make.teacher(work.model, SCALE if guided else 1.0)
     goal = make.objective(stage, make.Taught(by, make.grid(work.model, 8), drop=make.DROP))
+    of = _precision(name)
     found = {
-        "ours": _step(work, goal, stage),
-        "plain": _step(work, Denoising(drop=make.DROP), stage),
-        "forward": _forward(work, 2 * BATCH if guided else BATCH, train=tuning),
+        "ours": _step(work, goal, stage, of),
+        "plain": _step(work, Denoising(drop=make.DROP), stage, of),
+        "forward": _forward(work, 2 * BATCH if guided else BATCH, tuning, of),
     }
     return found, 1 if tuning else 2
 
@@ -131,7 +136,7 @@ def step(name: str, work: Work, rounds: int) -> timing.Row:
     return timing.row(
         name, what, taken["ours"], [a + times * b for a, b in both], "ms", GOAL,
         plain=statistics.median(taken["plain"]), forward=statistics.median(taken["forward"]),
-        precision=engine.pick_precision("auto", HERE),
+        precision=_precision(name),
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ _HOME = {
 _MODULES = (
     "data",
     "denoiser",
+    "distill",
     "edit",
     "errors",
     "exact",
@@ -48,6 +49,7 @@ _MODULES = (
     "sampling",
     "shapes",
     "solvers",
+    "students",
     "train",
 )
 
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from fewstep import (
         data,
         denoiser,
+        distill,
         edit,
         errors,
         exact,
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
         sampling,
         shapes,
         solvers,
+        students,
         train,
     )
     from fewstep.denoiser import Denoiser, NetDenoiser

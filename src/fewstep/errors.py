@@ -45,6 +45,10 @@ class ResourceError(FewstepError):
     exit_code = 6
 
 
+class MemoryShort(ResourceError):
+    """Report missing memory, for those who can do with less."""
+
+
 class Preempted(FewstepError):
     """Report that the run was told to stop (SIGTERM, SIGUSR1) and has saved itself."""
 

@@ -36,6 +36,11 @@ def test_a_distance_for_each_image(metric: LPIPS, channels: int) -> None:
     assert largest(got, metric(b, a)) < 1e-6
 
 
+def test_a_grey_image_is_one_of_three_equal_channels(metric: LPIPS) -> None:
+    a, b = (normal(3, 1, 16, 16, seed=s).float().clamp(-1, 1) for s in (1, 2))
+    assert largest(metric(a, b), metric(a.repeat(1, 3, 1, 1), b.repeat(1, 3, 1, 1))) < 1e-6
+
+
 def test_it_teaches_and_is_not_taught(metric: LPIPS) -> None:
     """The student gets a gradient through it; its own weights stay as they are."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep import distill
 from fewstep.data import stream
 from fewstep.errors import DataError, NumericError, Preempted, UsageError
 from fewstep.objectives import Denoising
@@ -361,3 +362,19 @@ def test_progress_on_a_terminal():
     assert "4/4" in terminal.text
     assert "loss 0.5000" in terminal.text
     assert "saved [ok]" in terminal.text
+
+
+def test_auto_precision_asks_the_objective(tmp_path, monkeypatch):
+    """A consistency objective loses its signal in bf16: auto is fp32 for it, bf16 is bf16."""
+    monkeypatch.setattr(engine, "_native_bf16", lambda _: True)
+    ends = {}
+    for name in ("auto", "fp32", "bf16"):
+        for goal in (distill.PRESETS["ect"](None, 4), Denoising()):
+            out = tmp_path / f"{name}-{type(goal).__name__}"
+            settings = toy.config(4, precision=name)
+            trained = fit(toy.model(), toy.images(), goal, settings, out, device="cpu")
+            ends[out.name] = trained.denoiser.net.head.weight.detach()
+    assert torch.equal(ends["auto-Consistency"], ends["fp32-Consistency"])
+    assert not torch.equal(ends["bf16-Consistency"], ends["fp32-Consistency"])
+    assert torch.equal(ends["auto-Denoising"], ends["bf16-Denoising"])
+    assert not torch.equal(ends["auto-Denoising"], ends["fp32-Denoising"])

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -230,3 +231,14 @@ def test_columns_are_named_in_order_of_appearance() -> None:
     lines[0] = replace(lines[0], figures=lines[0].figures[1:2])
     assert results.columns(lines) == ["FD-pixels", "KD-pixels", "precision-pixels", "accuracy"]
     assert lines[0].figure("accuracy") is None
+
+
+def test_committed_results_name_no_place_on_a_machine(root) -> None:
+    """What one measured is for others: names of data, not where they lay."""
+    found = {
+        str(path.relative_to(root)): match
+        for folder in ("docs", "models", "src")
+        for path in (root / folder).rglob("*.json")
+        if (match := re.findall(r"[^\w.](/[\w.-]+(?:/[\w. -]+)+)", path.read_text()))
+    }
+    assert found == {}

@@ -78,27 +78,33 @@ class OnGrid:
         self, process: Process, n: int, step: int, noise: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Return neighbours, see `Pairs`."""
-        levels = self.levels(process, step).to(_wide(noise.device))
+        levels = self.levels(process, step, noise.device)
         where = torch.rand(n, generator=noise, device=noise.device)
         if self.normal is None:
             lower = (where * (len(levels) - 1)).long().clamp(max=len(levels) - 2)
         else:
-            ends = self.shares(process, step).cumsum(0).to(noise.device, torch.float32)
+            ends = self.shares(levels).cumsum(0).to(torch.float32)
             lower = torch.searchsorted(ends, where, right=True).clamp(max=len(levels) - 2)
-        levels = levels.to(noise.device)
         return levels[lower + 1], levels[lower]
 
-    def levels(self, process: Process, step: int) -> Tensor:
-        """Return the grid, shape (N,), rising, float64, on the CPU."""
+    def levels(self, process: Process, step: int, device: torch.device | str = "cpu") -> Tensor:
+        """Return the grid, shape (N,), rising, made on the device: nothing is copied to it."""
         low, high = bounds(process, self.low, self.high)
         a, b = low ** (1 / self.rho), high ** (1 / self.rho)
-        return torch.linspace(a, b, self.points(step), dtype=torch.float64) ** self.rho
+        wide = _wide(torch.device(device))
+        return torch.linspace(a, b, self.points(step), dtype=wide, device=device) ** self.rho
 
-    def shares(self, process: Process, step: int) -> Tensor:
-        """Return the probabilities of the intervals, shape (N - 1,), float64; they add up to 1."""
-        levels = self.levels(process, step)
+    def shares(self, levels: Tensor) -> Tensor:
+        """Return the probabilities of the intervals of a grid; they add up to 1.
+
+        Args:
+            levels: shape (N,), from `levels`.
+
+        Returns:
+            shape (N - 1,), in the dtype of the levels.
+        """
         if self.normal is None:
-            return torch.full((len(levels) - 1,), 1 / (len(levels) - 1), dtype=torch.float64)
+            return torch.full_like(levels[1:], 1 / (len(levels) - 1))
         mean, std = self.normal
         share = torch.erf((levels.log() - mean) / (math.sqrt(2) * std)).diff()
         return share / share.sum()

@@ -29,8 +29,8 @@ class FitConfig:
         weight_decay: decoupled decay of weights (not of biases and norms).
         clip: largest norm of the gradient.
         ema_decay: limit of the moving average of the weights.
-        precision: "auto" (bf16 where the device computes in it, see `engine.pick_precision`),
-            "fp32" or "bf16".
+        precision: "auto" (what the objective needs; else bf16 where the device computes in it,
+            see `engine.pick_precision`), "fp32" or "bf16".
         seed: of data order and random numbers, 0 to 2^64 - 1.
         flip: mirror half of the images left to right (wrong for digits and text).
         checkpoint_every: steps between checkpoints; the last step is always saved.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewstep.errors import Interrupted, Preempted, ResourceError, UsageError
+from fewstep.errors import Interrupted, MemoryShort, Preempted, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -157,7 +157,7 @@ def memory(advice: str) -> Iterator[None]:
     """Turn a lack of memory, on whichever device, into one line with advice.
 
     Raises:
-        ResourceError: the block ran out of memory.
+        MemoryShort: the block ran out of memory.
     """
     try:
         yield
@@ -165,7 +165,7 @@ def memory(advice: str) -> Iterator[None]:
         cpu = isinstance(e, RuntimeError) and "can't allocate memory" in str(e)
         if not (cpu or isinstance(e, torch.OutOfMemoryError | MemoryError)):
             raise
-        raise ResourceError(f"out of memory: {advice}") from e
+        raise MemoryShort(f"out of memory: {advice}") from e
 
 
 class Signals:

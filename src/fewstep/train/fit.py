@@ -67,23 +67,48 @@ def fit(
     with ExitStack() as stack:
         procs = engine.accelerator(place)
         place = procs.device
-        bf16 = engine.pick_precision(config.precision, place) == "bf16"
-        stepper = Stepper(images, objective, config, procs, place, bf16)
+        stepper, state = begun(model, images, objective, config, procs)
         if procs.is_main_process:
             stack.enter_context(engine.locked(out))
             checkpoint.sweep(out)
         procs.wait_for_everyone()
         cuda = [place] if place.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices=cuda))  # leave the caller's numbers
-        times = getattr(objective, "times", None)
-        learned = times if isinstance(times, LossSecondMoment) else None
-        memory = getattr(objective, "memory", learned)
-        state = TrainState(model, config.weight_decay, config.ema_decay, place, memory)
         loop = _Loop(stepper, config, out, procs.is_main_process)
         loop.resume(state)
         if state.step < config.steps:
             loop.run(state, on_sample)
         return state.averaged()
+
+
+def begun(
+    model: Model,
+    images: Images,
+    objective: Objective,
+    config: FitConfig,
+    procs: engine.Processes,
+) -> tuple[Stepper, TrainState]:
+    """Return what takes the steps of a run, and the run before its first step.
+
+    Args:
+        model: its network is trained in place (raw weights).
+        images: training images, with the classes of the model.
+        objective: see `fit`.
+        config: how to train.
+        procs: the processes that train together.
+
+    Raises:
+        UsageError: the batch cannot be divided.
+    """
+    place = procs.device
+    own = getattr(objective, "precision", "auto")  # some lose their signal in bf16
+    wanted = own if config.precision == "auto" else config.precision
+    bf16 = engine.pick_precision(wanted, place) == "bf16"
+    stepper = Stepper(images, objective, config, procs, place, bf16)
+    times = getattr(objective, "times", None)
+    learned = times if isinstance(times, LossSecondMoment) else None
+    memory = getattr(objective, "memory", learned)
+    return stepper, TrainState(model, config.weight_decay, config.ema_decay, place, memory)
 
 
 @dataclasses.dataclass(frozen=True)
