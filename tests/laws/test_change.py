@@ -14,6 +14,7 @@ from fewstep.edit import (
     Repeat,
     complete,
     enlarged,
+    nearest,
     put,
     remaining,
     stroke,
@@ -220,6 +221,33 @@ def test_a_sketch_is_returned_at_0_and_forgotten_at_1(p):
         assert float(p.sigma(float(half[0]))) == pytest.approx(float(p.alpha(float(half[0]))))
     assert bool((half[1:] < half[:-1]).all())
     assert float(half[-1]) == float(times[-1])
+
+
+@pytest.mark.parametrize("p", PROCESSES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+def test_the_nearest_strength_of_a_grid_starts_at_one_of_its_times(p, n):
+    """What remains is the end of the grid itself, of the noise nearest to what was asked for."""
+    times = grids.karras(p, n)
+
+    def share(t):
+        return 2 / math.pi * math.atan2(float(p.sigma(t)), float(p.alpha(t)))
+
+    own = [share(t) for t in times[:-1].tolist()]
+    for asked in torch.linspace(0, 1, 41).tolist():
+        found = nearest(p, times, asked)
+        left = remaining(p, times, found)
+        if asked == 0:
+            assert (found, len(left)) == (0, 1)
+            continue
+        assert torch.equal(left, times[-len(left) :])
+        assert len(left) > 1
+        apart = abs(share(float(left[0])) - asked)
+        assert apart == pytest.approx(min(abs(asked - one) for one in own), abs=1e-9)
+        assert found == pytest.approx(share(float(left[0])) if len(left) <= n else 1.0)
+        assert nearest(p, times, found) == found
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(UsageError, match="strength"):
+            nearest(p, times, wrong)
 
 
 @pytest.mark.parametrize("strength", [0.2, 0.5, 0.8])

@@ -7,7 +7,7 @@ noises (`between`). `complete` fills in what was not measured, where `Pixels`, `
 """
 
 from fewstep.edit.between import frames, slerp
-from fewstep.edit.change import Repeat, complete, denoise, remaining, stroke
+from fewstep.edit.change import Repeat, complete, denoise, nearest, remaining, stroke
 from fewstep.edit.encode import Code, decode, encode
 from fewstep.edit.measure import BlockMeans, Luminance, Measure, Pixels, enlarged, put, within
 
@@ -24,6 +24,7 @@ __all__ = [
     "encode",
     "enlarged",
     "frames",
+    "nearest",
     "put",
     "remaining",
     "slerp",

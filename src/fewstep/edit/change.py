@@ -74,6 +74,7 @@ class Repeat:
 
 ONCE = Repeat()
 ANCESTRAL = DDIM(1.0)
+_SAME = 1e-9  # times nearer to each other are one
 
 
 class _Measured(Denoiser):
@@ -196,16 +197,47 @@ def remaining(process: Process, times: Tensor, strength: float) -> Tensor:
     Raises:
         UsageError: another strength.
     """
-    if not 0 <= strength <= 1:
-        raise UsageError(f"strength {strength}: must be in 0..1")
+    _share(strength)
     if strength == 0:
         return times[-1:]
     ratio = math.tan(strength * math.pi / 2)
     start = float(process.time(-2 * math.log(ratio)))
     if strength == 1 or start >= float(times[0]):
         return times
-    below = times[times < start - 1e-9]
-    return torch.cat([times.new_tensor([start]), below]) if len(below) else times[-1:]
+    left = times[times <= start + _SAME]
+    if len(left) and float(left[0]) < start - _SAME:
+        left = torch.cat([times.new_tensor([start]), left])
+    return left if len(left) > 1 else times[-1:]
+
+
+def nearest(process: Process, times: Tensor, strength: float) -> float:
+    """Return the strength nearest to this one at which a grid has a time of its own.
+
+    So that a model which knows no other times is asked for none, see `remaining`.
+
+    Args:
+        process: has the noise levels.
+        times: falling grid, shape (n + 1,).
+        strength: in [0, 1].
+
+    Returns:
+        in [0, 1]: 0 for 0 alone, 1 for the beginning of the grid.
+
+    Raises:
+        UsageError: another strength.
+    """
+    _share(strength)
+    if strength == 0:
+        return 0.0
+    levels = [process.levels(t) for t in times[:-1].tolist()]
+    own = [2 / math.pi * math.atan2(float(sigma), float(alpha)) for alpha, sigma in levels]
+    k = min(range(len(own)), key=lambda i: abs(own[i] - strength))
+    return own[k] if k else 1.0
+
+
+def _share(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength {strength}: must be in 0..1")
 
 
 def stroke(

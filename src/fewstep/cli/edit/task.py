@@ -28,6 +28,8 @@ STRIP = "-strip"
 """Ending of the name of the picture that shows before and after."""
 _LEVELS = 127.5  # grey levels in a difference of 1
 _FAR = 2.0  # grey levels: rounding alone is below one
+_MOVED = 0.01  # a strength that is moved further is told
+_MANY = 40  # steps by which a consistency model completes, as in its program
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ def run(
             f"--label: {len(rows)} classes for {len(task.images)} images; give one, or one of each"
         )
     rows = rows * len(task.images) if len(rows) == 1 else rows
+    method, moved = _fitted(how, method)
     method.check(how)
     once = {path: read(how, path) for path in dict.fromkeys(task.images)}
     given = [once[path] for path in task.images]
@@ -216,6 +219,7 @@ def run(
         "steps": method.steps(how),
         "nfe": _cost(how, method),
         **asdict(method),
+        **moved,
         "seed": task.seed,
         "images": [
             {"image": path.name, "label": row[0], **one.facts, **_kept(one, part)}
@@ -236,14 +240,46 @@ def _settled(
 ) -> dict[str, Any]:
     """Return changes with what these verbs have in place of the model's own settings.
 
-    DDIM draws as much fresh noise as DDPM. A consistency model, which may be made for one step,
-    completes over the 40 levels of its program, as what fits is found on the way.
+    DDIM draws as much fresh noise as DDPM, but for a progressive student, which has its own eta.
+    A consistency model, which may be made for one step, completes over the 40 levels of its
+    program, as what fits is found on the way; one with levels, from the first of these down.
+
+    Raises:
+        UsageError: another spacing than that.
     """
+    own = found.model.sampling
     if not way.consistent(found):
-        return {**changes, "eta": 1.0 if changes["eta"] is None else changes["eta"]}
-    if isinstance(method, Redrawing) or changes["steps"] is not None:
+        eta = own.eta if _halved(found) else 1.0
+        return {**changes, "eta": eta if changes["eta"] is None else changes["eta"]}
+    if isinstance(method, Redrawing):
         return changes
-    return {**changes, "steps": 40, "spacing": changes["spacing"] or "karras"}
+    steps, spacing = changes["steps"], changes["spacing"]
+    if own.levels is not None:
+        if spacing not in (None, "karras"):
+            raise UsageError(
+                f"--spacing {spacing}: a consistency student goes down Karras' levels from the "
+                "highest that it was trained at; leave it out"
+            )
+        levels = way.down(found, own.levels[0], steps or _MANY)
+        return {**changes, "steps": None, "spacing": None, "levels": levels}
+    return changes if steps else {**changes, "steps": _MANY, "spacing": spacing or "karras"}
+
+
+def _halved(found: "Found") -> bool:
+    """Return whether the model is a progressive student, which knows its own times alone."""
+    return found.model.student.get("kind") == "progressive"
+
+
+def _fitted(
+    how: Way, method: Completion | Redrawing
+) -> tuple[Completion | Redrawing, dict[str, Any]]:
+    """Return the walk from a time that a progressive student knows, and what was asked for."""
+    from fewstep.edit import nearest
+
+    if isinstance(method, Completion) or not _halved(how.found):
+        return method, {}
+    strength = nearest(how.plan.denoiser.process, how.plan.times, method.strength)
+    return Redrawing(strength), {"strength_asked": method.strength}
 
 
 def _results(
@@ -313,10 +349,16 @@ def _report(where: str, facts: dict[str, Any], n: int) -> None:
             f"what was known is off by up to {kept:.1f} grey levels: numbers beyond black and "
             "white were cut off; another --seed, more --steps or --repeat may help"
         )
+    asked, strength, instead = facts.get("strength_asked"), facts.get("strength", 0.0), ""
+    if asked is not None and abs(asked - strength) > _MOVED:
+        instead = (
+            f", strength {strength:.3g} in place of {asked:g}, as the student knows no noise "
+            "nearer to it"
+        )
     settings, seeds = facts["sampling"], image_seeds(facts["seed"], n)
     eta = f" of eta {settings['eta']:g}" if settings["sampler"] == "ddim" else ""
     console.result(
         f"{where}: {n} images, {settings['sampler']} {facts['steps']} steps{eta}, "
         f"{facts['nfe']} network evaluations each, guidance scale "
-        f"{settings['guidance_scale']:g}, seeds {seeds[0]}..{seeds[-1]}"
+        f"{settings['guidance_scale']:g}{instead}, seeds {seeds[0]}..{seeds[-1]}"
     )

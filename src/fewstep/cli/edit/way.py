@@ -80,6 +80,22 @@ def consistent(found: "Found") -> bool:
     return found.model.sampling.sampler == "consistency"
 
 
+def down(found: "Found", high: float, steps: int) -> tuple[float, ...]:
+    """Return noise levels of Karras' spacing from a level down to the least of a student's.
+
+    Args:
+        found: the model.
+        high: the first, sigma / alpha.
+        steps: how many.
+    """
+    from fewstep.solvers import grids
+    from fewstep.students import make
+
+    process = found.model.denoiser.process
+    times = grids.karras(process, steps, make.floor(process), high)[:-1].tolist()
+    return (high, *(float(process.sigma(t)) / float(process.alpha(t)) for t in times[1:]))
+
+
 def plan(found: "Found", changes: dict[str, Any], device: str) -> Way:
     """Return DDIM, or `Consistency`, with the user's changes to the model's settings.
 
