@@ -5,13 +5,14 @@ that, without its weights, by `from_description`: names come from closed tables,
 never names code. Reading and writing files is the business of `train.checkpoint`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fewstep import process
 from fewstep.classifier import NoisyClassifier
@@ -172,32 +173,63 @@ class Model:
     def check(self, s: Sampling) -> None:
         """Refuse to sample a model of few steps in another way than it was made for.
 
-        A copy of the model whose `student` is empty is sampled in any way.
+        A progressive student has one way. A consistency student that has levels takes the first
+        of them, or any that begin no higher. A copy of the model whose `student` is empty is
+        sampled in any way.
 
         Raises:
-            UsageError: it is a student, and these are another's settings.
+            UsageError: it is a student, and these are another's settings; names what differs.
         """
-        kind, own = self.student.get("kind"), self.sampling
+        kind, baked = self.student.get("kind"), self.student.get("guidance", 1.0)
         if kind not in ("progressive", "consistency"):
             return
-        steps, baked = self.student.get("steps", own.steps), self.student.get("guidance", 1.0)
-        if kind == "progressive":
-            made = f"{steps} step{'' if steps == 1 else 's'} of ddim on its own grid"
-            way = ("sampler", "steps", "spacing", "eta", "levels")
-            fits = all(getattr(s, name) == getattr(own, name) for name in way)
-        else:
-            made, fits = "the sampler consistency", s.sampler == "consistency"
-        if not fits:
-            raise UsageError(
-                f"sampler {s.sampler} in {s.steps} steps: this model is a {kind} student, made "
-                f"for {made}, and no other way fits; leave these settings out (sample --force "
-                "does it all the same)"
-            )
+        why = self._unlike(s) if kind == "progressive" else self._above(s)
+        if why:
+            raise UsageError(f"{why} (sample --force does it all the same)")
         if s.guidance_scale != 1 and "scales" not in self.student:
             raise UsageError(
                 f"guidance scale {s.guidance_scale:g}: this student has guidance scale "
                 f"{baked:g} in its weights; leave it out"
             )
+
+    def _unlike(self, s: Sampling) -> str:
+        """Return what settings have that this progressive student has not; "" if nothing."""
+        own, steps = self.sampling, self.student.get("steps", self.sampling.steps)
+        named = [
+            f"{name} {theirs if isinstance(theirs, str) else format(theirs, 'g')}"
+            for name in ("sampler", "steps", "spacing", "eta")
+            if (theirs := getattr(s, name)) != getattr(own, name)
+        ]
+        if not named and s.levels == own.levels:
+            return ""
+        made = f"{steps} step{'' if steps == 1 else 's'} of ddim on its own grid, eta {own.eta:g}"
+        return (
+            f"{', '.join(named) or 'levels'}: this model is a progressive student, made for "
+            f"{made}, and no other way fits; leave {'it' if len(named) < 2 else 'them'} out"
+        )
+
+    def _above(self, s: Sampling) -> str:
+        """Return what settings ask of this consistency student that it never learned; or ""."""
+        own, who = self.sampling, "this model is a consistency student"
+        if s.sampler != "consistency":
+            return (
+                f"sampler {s.sampler}: {who}, made for the sampler consistency, and no other way "
+                "fits; leave it out"
+            )
+        if own.levels is None:
+            return ""
+        n, high = len(own.levels), own.levels[0]
+        if s.levels is None:
+            many, placed = s.steps > n, s.steps <= n or s.spacing != own.spacing
+            named = [f"steps {s.steps}"] * many + [f"spacing {s.spacing}"] * placed
+            return (
+                f"{', '.join(named)}: {who}, whose steps begin at levels of its own; take 1..{n} "
+                f"steps, or other levels that fall from {high:g} or less, as in sample --levels "
+                f"{high:g},{high / 100:g}"
+            )
+        if s.levels[0] > high * (1 + 1e-9):
+            return f"level {s.levels[0]:g}: {who} that learned no higher one than {high:g}"
+        return ""
 
     def describe(self) -> dict[str, Any]:
         """Return the model without its weights as JSON values."""
@@ -259,9 +291,8 @@ def from_description(description: Mapping[str, Any], *, empty: bool = False) -> 
         raise UsageError(f"model description: {', '.join(sorted(missing))} missing")
     kind, config = _known("net", kind_name, NETS)
     built = _build(config, values, "net")
-    with torch.device("meta") if empty else nullcontext():
+    with _Undrawn() if empty else nullcontext():
         net = kind(built)
-    net = net.to_empty(device="cpu") if empty else net
     shape = tuple(int(n) for n in description["shape"])
     for name in reversed(description.get("inputs", ())):
         wrapper = _known("input", name, INPUTS)
@@ -282,6 +313,26 @@ def from_description(description: Mapping[str, Any], *, empty: bool = False) -> 
         {int(n): _build(Sampling, s, "tuned") for n, s in description.get("tuned", {}).items()},
         dict(description.get("student", {})),
     )
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave weights as they lie in memory.
+
+    The device "meta" does the same, but its arithmetic imports the compiler: seconds.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        named = dict(kwargs or {})
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **named)
 
 
 def _unwrapped(net: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:

@@ -258,7 +258,7 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
     Another sampler than ddim has no eta, and each its own Langevin steps or none, which go by the
     ladder where that is another; scale 1 has no refinement of guidance, what says whether to clip
     means no thresholding, and another grid is not that of the preset's noise levels, unless the
-    user says so.
+    user says so. Fewer steps of the sampler consistency begin at the first of its levels.
 
     Args:
         preset: the model's own settings.
@@ -278,7 +278,7 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
             raise UsageError(f"levels and spacing {values['spacing']}: give one of them")
         values.setdefault("steps", len(values["levels"]))
     elif "spacing" in values or values.get("steps", preset.steps) != preset.steps:
-        values.setdefault("levels", None)
+        values.setdefault("levels", _first(preset, values))
     if values.get("sampler", preset.sampler) != preset.sampler:
         for name in LANGEVIN:
             values.setdefault(name, None)
@@ -291,6 +291,17 @@ def changed(preset: Sampling, changes: Mapping[str, Any]) -> Sampling:
         for field in DIALS[name]:
             values.setdefault(field, getattr(Sampling(), field))
     return replace(preset, **values)
+
+
+def _first(preset: Sampling, values: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Return the levels that are left of a consistency model's where fewer steps are asked for.
+
+    None where there are none, or others are meant.
+    """
+    samplers = {preset.sampler, values.get("sampler", preset.sampler)}
+    steps, own = values.get("steps", preset.steps), preset.levels or ()
+    kept = samplers == {"consistency"} and "spacing" not in values and steps < len(own)
+    return own[:steps] if kept else None
 
 
 def for_steps(

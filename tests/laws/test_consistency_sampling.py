@@ -177,6 +177,14 @@ def test_no_noise_is_drawn_where_none_is_added() -> None:
     assert torch.equal(end, f(x, 1.0).x0)
 
 
+def test_a_finished_image_gets_no_noise() -> None:
+    """Where a process has noise left at t = 0, as VE has 0.01: the image is what f says."""
+    p = VE()
+    assert float(p.sigma(0.0)) > 0
+    x, f = 50 * normal(4, 3), gaussian(p, 0.0)
+    assert torch.equal(walk(f, x, grids.uniform(1), Consistency(), noise=refuse), f(x, 1.0).x0)
+
+
 def test_each_step_costs_one_evaluation() -> None:
     for n in (1, 2, 5):
         d = counted(EDMProcess())

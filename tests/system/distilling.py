@@ -14,16 +14,26 @@ import fewstep
 from fewstep import data
 from fewstep.cli import climb
 from fewstep.cli.main import main
+from fewstep.denoiser import NetDenoiser
+from fewstep.metrics.classifier import Recipe
+from fewstep.model import Model, Sampling
+from fewstep.nets.unet import UNet, UNetConfig
+from fewstep.process import Cosine
 from fewstep.students import plan
+from fewstep.train import checkpoint
 from tests.system.cli_runs import TINY
 
 UPDATES, QUICK = 20, 40
 """Least updates of a stage, and images of a quick look, in place of those of the program."""
 
+JUDGED = Recipe(steps=40)
+"""How the judge is trained: no test of students asks how good it is."""
+
 START = (
     "import sys; from fewstep.students import plan; from fewstep.cli import climb; "
-    "from fewstep.cli.main import main; plan.LEAST = {least}; climb._QUICK = {quick}; "
-    "climb._FINE = 4; sys.exit(main(sys.argv[1:]))"
+    "from fewstep.cli.main import main; from fewstep.metrics.classifier import Recipe; "
+    "plan.LEAST = {least}; climb._QUICK = {quick}; climb._FINE = 4; judged = {judged!r}; "
+    "Recipe.of = lambda *_: judged; sys.exit(main(sys.argv[1:]))"
 )
 
 
@@ -32,13 +42,14 @@ def hasten(monkeypatch):
     monkeypatch.setattr(plan, "LEAST", UPDATES)
     monkeypatch.setattr(climb, "_QUICK", QUICK)
     monkeypatch.setattr(climb, "_FINE", 4)
+    monkeypatch.setattr(Recipe, "of", lambda *_: JUDGED)
 
 
 def started(*words, cwd, least=60):
     """Start `fewstep distill` as a process of its own, content with little."""
     env = dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads()))
     env["PYTHONPATH"] = str(Path(fewstep.__file__).parent.parent)
-    code = START.format(least=least, quick=QUICK)
+    code = START.format(least=least, quick=QUICK, judged=JUDGED)
     command = [sys.executable, "-c", code, "distill", *map(str, words)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, **pipes)
@@ -60,6 +71,19 @@ def teacher(place):
     words = ["--data", str(images), f"out={place / 'a run'}", *TINY, "train.steps=60"]
     assert main(["train", *words, "train.checkpoint_every=60"]) == 0
     return place / "a run"
+
+
+def saved(where, classes=("a", "b"), param=None, shape=(1, 8, 8), **about):
+    """Save a tiny model of random weights."""
+    config = UNetConfig(
+        in_channels=shape[0], out_channels=shape[0], width=8, mult=(1, 2), depth=1, groups=4,
+        classes=len(classes),
+    )  # fmt: skip
+    args = () if param is None else (param,)
+    denoiser = NetDenoiser(UNet(config), Cosine(), *args).eval()
+    sampling = Sampling(steps=4, guidance_scale=2.0 if classes else 1.0)
+    checkpoint.save_model(Model(denoiser, shape, classes, sampling, **about), Path(where))
+    return Path(where)
 
 
 def described(folder):

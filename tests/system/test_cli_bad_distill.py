@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.denoiser import SCORE, NetDenoiser
-from fewstep.model import Model, Sampling
-from fewstep.nets.unet import UNet, UNetConfig
-from fewstep.process import Cosine
-from fewstep.train import checkpoint
+from fewstep.denoiser import SCORE
+from fewstep.students import Cost, Pace
 from tests.system import distilling
 from tests.system.cli_runs import TINY, call, main, refused
-from tests.system.distilling import everything, folders
+from tests.system.distilling import everything, folders, saved
 
 WAY = ("--method", "progressive", "--images", "3200")
 
@@ -29,27 +26,16 @@ def folder(tmp_path, monkeypatch):
     return place
 
 
-def saved(where, classes=("a", "b"), param=None, shape=(1, 8, 8), **about):
-    """Save a tiny model of random weights."""
-    config = UNetConfig(
-        in_channels=shape[0], out_channels=shape[0], width=8, mult=(1, 2), depth=1, groups=4,
-        classes=len(classes),
-    )  # fmt: skip
-    args = () if param is None else (param,)
-    denoiser = NetDenoiser(UNet(config), Cosine(), *args).eval()
-    sampling = Sampling(steps=4, guidance_scale=2.0 if classes else 1.0)
-    checkpoint.save_model(Model(denoiser, shape, classes, sampling, **about), Path(where))
-    return Path(where)
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         ((), ("--to is missing", "--to 4")),
-        (("--to", "0"), ("--to 0", "1..64")),
-        (("--to", "four"), ("--to four", "1..64")),
+        (("--to", "0"), ("--to 0", "1..32")),
+        (("--to", "four"), ("--to four", "1..32")),
         (("--to", "3", "--method", "progressive"), ("--to 3", "1, 2, 4, 8, 16 or 32")),
-        (("--to", "64", "--method", "progressive"), ("--to 64", "--method consistency")),
+        (("--to", "24", "--method", "progressive"), ("--to 24", "1, 2, 4, 8, 16 or 32 steps")),
+        (("--to", "12"), ("--to 12", "allowed are 1..8, 16 and 32")),
+        (("--to", "16", "--method", "ect"), ("--to 16", "1..8 of --method ect", "progressive")),
         (("--to", "4", "--start", "4"), ("--start 4", "above --to 4")),
         (("--to", "4", "--start", "2"), ("--start 2", "above --to 4")),
         (("--to", "4", "--start", "6"), ("--start 6", "not halved to 4", "8 steps")),
@@ -92,11 +78,20 @@ def test_bad_options(capsys, folder, words, named):
     assert list(folder.iterdir()) == []
 
 
+def even(monkeypatch, seconds):
+    """Let training take so long for an image, and nothing else take any time."""
+
+    def timed(_, stages, i, parts):
+        return Cost(seconds * stages[i].batch_size, 0.0, 0.0, parts)
+
+    monkeypatch.setattr(Pace, "_timed", timed)
+
+
 def test_a_budget_that_is_too_short_says_what_is_enough(capsys, monkeypatch, folder):
-    monkeypatch.setattr("fewstep.students.pace", lambda *_: 0.01)
+    even(monkeypatch, 0.01)  # two stages of 20 updates of 32 images: 12.8 s
     words = ("distill", "digits", "--to", "4", "--start", "16", "-o", "out", "--budget")
-    line = refused(call(capsys, *words, "10s"), 2, "--budget 0:10", "1,000 images", "would be")
-    assert "0:14 would be enough, or give a smaller --start" in line
+    line = refused(call(capsys, *words, "10s"), 2, "--budget 0:10", "too short", "would be")
+    assert "0:15 would be enough, or give a smaller --start" in line
     assert list(folder.iterdir()) == []
 
 
@@ -218,7 +213,6 @@ def test_help_says_what_there_is(capsys):
 
 
 def test_ten_minutes_are_ten_minutes(capsys, monkeypatch):
-    monkeypatch.setattr("fewstep.students.pace", lambda *_: 1.0)
-    refused(
-        call(capsys, "distill", "digits", "--to", "4", "-o", "out"), 2, "--budget 10:00", "600"
-    )
+    even(monkeypatch, 1.0)
+    named = ("--budget 10:00", "11:44 would be")
+    refused(call(capsys, "distill", "digits", "--to", "4", "-o", "out"), 2, *named)

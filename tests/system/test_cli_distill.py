@@ -265,9 +265,54 @@ def test_a_student_worse_than_its_teacher_ends_the_ladder(teacher, capsys, monke
     assert not Path("kept/stages/1").exists()
     limit = 4
     answer = call(capsys, "distill", teacher, *words, "1", "-o", "none")
-    refused(answer, 5, "none", "no student was kept", "--budget")
+    refused(answer, 5, "none", "no student was kept", "--images 6400")
+    assert "next: " not in answer[1]
     assert not Path("none/student").exists()
-    refused(call(capsys, "sample", "none"), 4, "none", "no student yet")
+
+
+def test_no_student_was_kept_and_what_to_do(teacher, capsys, monkeypatch):
+    """The folder remembers it; every verb names one command, in a new folder, that works."""
+    with monkeypatch.context() as patch:
+        patch.setattr(climb, "_worse", lambda *_: True)
+        words = ("--to", "4", *WAY, "--images", "640", "--guidance-scale", "1.5", "-o")
+        first = call(capsys, "distill", teacher, *words, "st u")
+    before = everything("st u")
+    lines = [refused(first, 5, "st u", "no student was kept", "worse than its teacher")]
+    for code, verb in ((4, "sample"), (4, "evaluate"), (5, "distill")):
+        lines.append(refused(call(capsys, verb, "st u"), code, "no student was kept"))
+    again = call(capsys, "distill", teacher, *words, "st u")
+    lines.append(refused(again, 5, "st u", "no student was kept"))
+    assert everything("st u") == before
+    named = {line.partition("begin anew: ")[2] for line in lines}
+    assert len(named) == 1
+    command = shlex.split(named.pop())
+    at = command.index("distill")
+    want = ["--to", "4", "--method", "progressive", "--start", "8", "--guidance-scale", "1.5"]
+    assert command[at + 1].startswith(str(teacher))
+    assert command[at + 2 :][: len(want)] == want
+    assert command[-6:] == ["--images", "1280", "-n", "40", "-o", "st u-2"]
+    monkeypatch.setattr(climb, "_worse", lambda *_: False)
+    code, out, err = call(capsys, *command[at:])
+    assert code == 0, err
+    assert "next: " in out
+    Path("st u-2").rename("elsewhere")
+    Path("st u-2").write_text("mine")
+    refused(call(capsys, "sample", "st u"), 4, "-o 'st u-3'")
+
+
+def test_a_failure_names_the_seed_the_data_and_a_longer_budget():
+    from fewstep.cli.wished import anew
+
+    asked = {"model": "m", "to": 2, "method": "ect", "guidance": 1.0, "scales": None, "seed": 7}
+    kept = {"data": "im ages", "number": None, "device": "cpu"}
+    said = {"asked": asked, "kept": kept, "budget": None, "images": None, "start": None}
+    line = anew(said, Path("none"))
+    words = "m --to 2 --method ect --guidance-scale 1 --seed 7 --data 'im ages' --device cpu"
+    assert line.endswith(f"distill {words} --budget 1200s -o none-2")
+    line = anew({**said, "budget": 90.0, "asked": {**asked, "scales": (1.0, 3.5)}}, Path("none"))
+    assert "--guidance-range 1..3.5" in line
+    assert "--guidance-scale" not in line
+    assert "--budget 180s" in line
 
 
 def test_a_run_has_its_students_in_it(teacher, capsys):

@@ -289,11 +289,13 @@ def test_a_folder_does_not_hide_a_shipped_model(capsys) -> None:
 def test_evaluation_judges_by_real_images_of_any_format(run, capsys) -> None:
     """A reference batch without a held-out part: one set, the floor by the law of the bias."""
     train, _ = data.digits()
-    np.savez("ref.npz", arr_0=train.pixels.transpose(0, 2, 3, 1), arr_1=train.labels)
+    path = Path("ref.npz").resolve()
+    np.savez(path, arr_0=train.pixels.transpose(0, 2, 3, 1), arr_1=train.labels)
     code, out, err = call(
-        capsys, "evaluate", run, "--data", "ref.npz", "-n", "60", "-o", "e", "--format", "json"
+        capsys, "evaluate", run, "--data", path, "-n", "60", "-o", "e", "--format", "json"
     )
     assert code == 0, err
     value = json.loads(out)
     assert value["protocol"]["reference"]["split"] == "all"
     assert value["protocol"]["reference"]["images"] == len(train)
+    assert all(str(path.parent) not in x.read_text() for x in Path("e").glob("*.json"))

@@ -40,6 +40,13 @@ def test_help_of_a_verb_does_not_load_torch(verb):
     assert not imported([verb, "--help"]) & {"torch", "numpy", "pydantic", "yaml"}
 
 
+def test_sampling_does_not_load_the_compiler(tmp_path):
+    """Nor what it leans on: they take longer than the rest of the command."""
+    loaded = imported(["sample", "digits-1step", "-n", "1", "-o", str(tmp_path / "x.png")])
+    assert "torch" in loaded
+    assert not loaded & {"torch._dynamo", "sympy", "matplotlib", "accelerate"}
+
+
 def test_help_costs_a_few_bare_pythons():
     def seconds(*words):
         began = time.perf_counter()

@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fewstep import data
+from fewstep.cli import demo
+from fewstep.cli.resolve import find
 from fewstep.denoiser import BOTH, EDM, EPS, NetDenoiser, V
 from fewstep.model import Model, Sampling
 from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import EDM as EDMProcess
 from fewstep.process import Cosine, Tabulated
 from fewstep.report import picture
+from fewstep.report.judge import Reals
 from fewstep.train import checkpoint
 from tests.system import distilling
-from tests.system.cli_runs import call, refused
+from tests.system.cli_runs import call, refused, train_tiny
 from tests.system.distilling import described
 
 ONE = ("--label", "a", "-n", "1", "-o", "x.png")
@@ -112,6 +117,44 @@ def test_a_student_of_every_kind_of_teacher(capsys, kind, method):
     assert said["student"]["guidance"] == baked
 
 
+def test_fewer_steps_make_the_images_that_the_table_measures(capsys):
+    """Row "ect k" is of the very images of `sample --steps k`; no step begins elsewhere."""
+    words = teacher("a teacher", classes=())
+    distilled(capsys, words, to=3, method="ect")
+    lines = json.loads(Path("st u/results.json").read_text())["lines"]
+    rows = {line["title"]: line["settings"] for line in lines if line["title"].startswith("ect")}
+    assert sorted(rows) == ["ect 1", "ect 2", "ect 3"]
+    own = described("st u/student")["sampling"]["levels"]
+    for k in (1, 2, 3):
+        settings = rows[f"ect {k}"]
+        assert settings["levels"] == own[:k]
+        found = [
+            np.load(place.parent / "000000-000020.npz")["pixels"]
+            for place in Path("st u/eval/samples").glob("consistency-*/cell.json")
+            if (said := json.loads(place.read_text()))["sampling"]["levels"] == own[:k]
+            and said["seed"] == 0
+        ]
+        assert len(found) == 1
+        sheet = ("-n", "20", "--scale", "1", "-o", f"{k}/")
+        code, out, err = call(capsys, "sample", "st u", "--steps", k, *sheet)
+        assert code == 0, err
+        assert f"consistency {k} steps, {k} network evaluations each" in out
+        files = sorted(Path(str(k)).iterdir())
+        assert picture.read_settings(files[0])["sampling"]["levels"] == own[:k]
+        made = np.stack([np.asarray(Image.open(path)) for path in files]).astype(int)
+        assert np.abs(made - found[0][:, 0]).max() <= 1  # another batch rounds in another way
+    more = ("steps 4: ", "consistency student", "1..3 steps", "--levels 80,", "--force")
+    refused(call(capsys, "sample", "st u", "-n", "1", "--steps", "4"), 2, *more)
+    refused(
+        call(capsys, "sample", "st u", "-n", "1", "--levels", "99"), 2, "level 99: ", "than 80"
+    )
+    refused(call(capsys, "evaluate", "st u", "--steps", "4", "-n", "20"), 2, *more)
+    for way in (("--steps", "4", "--force"), ("--levels", "80,9,1,0.1")):
+        code, out, err = call(capsys, "sample", "st u", "-n", "1", *way, "-o", "x.png")
+        assert code == 0, err
+        assert "4 network evaluations each" in out
+
+
 # ---------------------------------------------------------------- a student is no other model
 @pytest.fixture
 def student(capsys):
@@ -124,10 +167,13 @@ def student(capsys):
 def test_a_student_is_sampled_as_it_was_made(student, capsys):  # A15
     words = ("sample", student, "--label", "1", "-n", "1", "-o", "x.png")
     made = "a progressive student, made for 1 step of ddim"
-    refused(call(capsys, *words, "--steps", "50"), 2, "in 50 steps", made, "--force")
-    refused(call(capsys, *words, "--sampler", "heun"), 2, "sampler heun", made)
-    refused(call(capsys, *words, "--spacing", "karras"), 2, made)
-    refused(call(capsys, *words, "--eta", "1"), 2, made)
+    refused(call(capsys, *words, "--steps", "50"), 2, "steps 50: ", made, "--force")
+    refused(call(capsys, *words, "--sampler", "heun"), 2, "sampler heun: ", made)
+    refused(call(capsys, *words, "--spacing", "karras"), 2, "spacing karras: ", made)
+    refused(call(capsys, *words, "--eta", "1"), 2, "eta 1: ", made, "eta 0, and no other way")
+    refused(call(capsys, *words, "--levels", "9"), 2, "levels: ", made)
+    both = ("--eta", "1", "--steps", "3")
+    refused(call(capsys, *words, *both), 2, "steps 3, eta 1: ", made, "leave them out")
     scale = ("guidance scale 3", "guidance scale 2 in its weights", "leave it out")
     refused(call(capsys, *words, "--guidance-scale", "3"), 2, *scale)
     refused(call(capsys, "sample", student, "-o", "x.png"), 2, "needs a label", "in its weights")
@@ -153,9 +199,14 @@ def test_other_verbs_on_a_student(student, capsys):
     refused(call(capsys, "edit", "encode", student, "x.png", *words), 2, *none)
     refused(call(capsys, "edit", "interpolate", student, "x.png", "x.png", *words), 2, *none)
     square = ("--mask", "x.png")
-    refused(call(capsys, "edit", "inpaint", student, "x.png", *square, *words), 2, *made)
+    refused(
+        call(capsys, "edit", "inpaint", student, "x.png", *square, *words, "--eta", "1"),
+        2,
+        "eta 1: ",
+        *made,
+    )
     more = ("--samplers", "ddim:50", "-n", "20")
-    refused(call(capsys, "compare", student, *more), 2, "in 50 steps", *made)
+    refused(call(capsys, "compare", student, *more), 2, "steps 50: ", *made)
     refused(call(capsys, "evaluate", student, "--steps", "8", "-n", "20"), 2, *made)
     seeds = ("edit", "interpolate", student, "1", "2", "--label", "1", "-o", "z.png")
     code, _, err = call(capsys, *seeds)
@@ -183,3 +234,28 @@ def test_one_student_for_a_range_of_scales(capsys):
         assert f"guidance scale {scale}" in out
     refused(call(capsys, "sample", "st u", *one, "--guidance-scale", "5"), 2, "5", "1 to 3")
     refused(call(capsys, "sample", "st u", *one, "--steps", "50"), 2, "made for 2 steps of ddim")
+
+
+def test_the_students_of_the_demo_go_on_and_are_judged(capsys, monkeypatch):
+    """They are distillations like others, wherever one stands."""
+    monkeypatch.setattr(demo, "STUDENTS", {"progressive": 3200, "ect": 640})
+    monkeypatch.setattr(demo, "_START", 4)
+    run = train_tiny("a demo")
+    train, held_out = data.digits()
+    reals = Reals("digits", train, held_out)
+    ways = demo._students(run, find(str(run)), reals, None, 0, 20)
+    assert [row.sampling.steps for _, row in ways] == [2, 1, 1]
+    here = Path.cwd()
+    Path("else").mkdir()
+    monkeypatch.chdir("else")
+    for name in ("progressive", "ect"):
+        place = here / "a demo" / name
+        before = distilling.weights(place / "student")
+        code, out, err = call(capsys, "evaluate", place, "-n", "20")
+        assert code == 0, err
+        assert "digits" in out
+        code, out, err = call(capsys, "distill", place)
+        assert code == 0, err
+        assert "steps 0 to" not in err  # what is trained stays
+        assert "protocol small-1k: 20 images" in out
+        assert distilling.weights(place / "student") == before

@@ -56,6 +56,24 @@ def test_a_model_comes_back_from_its_description(make: Any) -> None:
     assert torch.equal(after.denoiser(x, 0.5, y).x0, before.denoiser(x, 0.5, y).x0)
 
 
+@pytest.mark.parametrize("make", [unet, mlp])
+def test_an_empty_model_draws_nothing_and_lacks_only_weights(make: Any) -> None:
+    facts = make().describe()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    empty = from_description(facts, empty=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    full = from_description(facts)
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert [(k, v.shape, v.device) for k, v in empty.denoiser.state_dict().items()] == [
+        (k, v.shape, v.device) for k, v in full.denoiser.state_dict().items()
+    ]
+    for (name, ours), (_, theirs) in zip(
+        empty.denoiser.named_buffers(), full.denoiser.named_buffers(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name
+
+
 def edit(path: str, value: Any) -> dict[str, Any]:
     """Return the description of the MLP with one entry changed; None removes it."""
     description = json.loads(json.dumps(mlp().describe()))

@@ -5,28 +5,33 @@ import dataclasses
 import pytest
 import torch
 
-from fewstep import sampling
-from fewstep.denoiser import BOTH, EDM, EPS, SCORE, X0, NetDenoiser, V
+from fewstep import sampling, steer
+from fewstep.denoiser import BOTH, EDM, EPS, SCORE, X0, Denoiser, NetDenoiser, V
 from fewstep.distill import Progressive
 from fewstep.errors import UsageError
+from fewstep.exact import Gaussian
 from fewstep.model import Model, Sampling, from_description
 from fewstep.nets.unet import UNet, UNetConfig
+from fewstep.prediction import Prediction
 from fewstep.process import EDM as EDMProcess
 from fewstep.process import Cosine, Tabulated
+from fewstep.solvers import grids
 from fewstep.students import make, plan
 from fewstep.students.plan import Stage
+from fewstep.students.run import apart
 
 CONFIG = {"width": 8, "mult": (1, 2), "depth": 1, "classes": 3, "groups": 4, "dropout": 0.2}
 
 
 def model(param=V, process=None, outputs: int = 1, scale: float = 1.0) -> Model:
-    """Return a small random model of 8x8 images that answers with more than zeros."""
+    """Return a small random model of 8x8 images; no layer answers with zeros."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = UNetConfig(in_channels=1, out_channels=outputs, **CONFIG)
         net = UNet(config)
-        torch.nn.init.normal_(net.head.weight, std=0.1)
-        torch.nn.init.normal_(net.head.bias, std=0.1)
+        for weights in net.parameters():
+            if not weights.any():
+                torch.nn.init.normal_(weights, std=0.1)
     denoiser = NetDenoiser(net, process or Cosine(), param).eval()
     return Model(denoiser, (1, 8, 8), ("a", "b", "c"), Sampling(guidance_scale=scale))
 
@@ -115,6 +120,39 @@ def test_a_network_that_says_the_image_becomes_one_that_says_both() -> None:
     assert float(near.abs().max()) < 1e-2
 
 
+REFINED = {"guidance_low": 0.3, "guidance_high": 3.0, "guidance_rescale": 0.7}
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.99])
+def test_a_teacher_is_guided_as_its_preset_says(t: float) -> None:
+    """With interval and rescale, and without what bounds its images; plain at scale 1."""
+    base = model()
+    refined = dataclasses.replace(
+        base, sampling=Sampling(**REFINED, guidance_scale=3, threshold=99.0)
+    )
+    x, y = (
+        torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2]),
+    )
+    settings = Sampling(**REFINED, guidance_scale=2.0, clip=False)
+    want = steer.guided(base, settings)(x, t, y).x0
+    assert torch.equal(make.teacher(refined, 2.0)(x, t, y).x0, want)
+    assert torch.equal(make.teacher(refined, 1.0)(x, t, y).x0, base.denoiser(x, t, y).x0)
+
+
+def test_guidance_that_a_student_cannot_learn() -> None:
+    base = model()
+    moving = dataclasses.replace(
+        base, sampling=Sampling(apg=True, apg_momentum=-0.5, guidance_scale=3)
+    )
+    with pytest.raises(UsageError, match=r"momentum -0.5: is made of the steps before"):
+        make.check(moving, "progressive", 2.0)
+    make.check(moving, "progressive", 1.0)
+    refined = dataclasses.replace(base, sampling=Sampling(**REFINED, guidance_scale=3))
+    with pytest.raises(UsageError, match=r"--guidance-range: .* \(interval, rescale\)"):
+        make.check(refined, "progressive", 1.0, (1.0, 3.0))
+
+
 def test_a_variance_that_was_learned_is_left_out() -> None:
     student = make.student(model(V, outputs=2), "progressive")
     assert student.net.config.out_channels == 1
@@ -190,3 +228,28 @@ def test_a_student_is_described_and_built_again() -> None:
     assert again.student == one.student
     assert again.sampling == one.sampling
     assert "student" not in model().describe()
+
+
+class Ends(Denoiser):
+    """The consistency function of N(0, 0.5^2) on EDM's process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process, self.gain = EDMProcess(), torch.nn.Parameter(torch.ones(()))
+        self.net = torch.nn.Identity()
+
+    def forward(self, x_t, t, cond=None):
+        del cond
+        alpha, sigma = self.levels(x_t, t)
+        end = self.gain * 0.5 * x_t / (sigma**2 + 0.25) ** 0.5
+        return Prediction.from_x0(x_t, alpha, sigma, end)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_copy_error_is_that_of_the_first_step(steps: int) -> None:
+    """Later ones draw noise of their own: an exact student of any steps has hardly any."""
+    shape, process = (1, 8, 8), EDMProcess()
+    by = make.Taught(Gaussian(process, torch.zeros(shape), 0.5), grids.karras(process, 80))
+    preset = Sampling("consistency", steps, levels=make.middles(80.0, steps), clip=False)
+    taught = Model(Ends(), shape, (), preset, student={"kind": "consistency", "steps": steps})
+    assert apart(by, taught, Stage("ect", steps, 100, 32, 1e-4)) < 0.05

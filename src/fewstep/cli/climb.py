@@ -9,9 +9,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli import console, guidance, judged, meter
+from fewstep.cli import console, guidance, judged, meter, wished
 from fewstep.cli.console import command, note, result
-from fewstep.errors import NumericError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
@@ -62,12 +61,30 @@ def make(work: "Work", found: "Found", reals: "Reals", n: int) -> None:
     if kept:
         run.keep(work, kept[-1])
     note(f"{spent:.0f} of {time.monotonic() - began:.0f} s were training; now the table")
-    _frontier(work, found, reals, done, n)
+    _frontier(work, found, reals, done, n, sampled=bool(kept))
     if not kept:
-        raise NumericError(
-            f"{work.out}: no student was kept: the first one is worse than its teacher in as many "
-            "evaluations; begin anew with a longer --budget, or another --method"
-        )
+        said = run.planned(work.out)
+        assert said is not None
+        said[wished.FAILED] = "the first one is worse than its teacher in as many evaluations"
+        run.record(work, run.facts(said))
+        wished.gone_on(said, work.out)
+
+
+def evaluations(work: "Work", stages: "tuple[Stage, ...]", n: int) -> int:
+    """Return how many times networks are asked for the looks between stages and the table.
+
+    Args:
+        work: the plan.
+        stages: its stages.
+        n: images that the table is measured on.
+    """
+    doubled = 2 if guidance.doubled(work.teacher, work.asked.guidance) else 1
+    steps = [stage.steps for stage in stages]
+    looks = sum(count + doubled * max(1, count // doubled) for count in steps)
+    if stages[-1].method not in ("progressive", "guided") and steps[-1] > 1:
+        looks += _TRIES * steps[-1]  # to find where the second step starts
+    table = doubled * sum({_FINE, *steps}) + sum(steps)
+    return _QUICK * looks + n * table
 
 
 def _shown(stage: "Stage", step: int, copied: float) -> None:
@@ -170,12 +187,15 @@ def _searched(
     from fewstep.distill import ternary
     from fewstep.students import make
 
-    own = rung.model.sampling
+    own, floor = rung.model.sampling, make.floor(rung.model.denoiser.process)
     assert own.levels is not None
     high = own.levels[0]
+    low, top = max(_LOW, 2 * floor), min(_TOP, high / 2)
+    if low >= top:
+        return rung
 
     def at(level: float) -> "Rung":
-        preset = replace(own, levels=make.middles(high, own.steps, level))
+        preset = replace(own, levels=make.middles(high, own.steps, level, floor))
         return replace(rung, model=replace(rung.model, sampling=preset))
 
     def distance(level: float) -> float:
@@ -185,32 +205,41 @@ def _searched(
         note(f"  second step from sigma / alpha = {level:.3g}: {figure.name} {figure.value:.3g}")
         return figure.value
 
-    best = ternary(distance, _LOW, min(_TOP, high / 2), _TRIES)
+    best = ternary(distance, low, top, _TRIES)
     note(f"the second step starts at sigma / alpha = {best:.3g}")
     return at(best)
 
 
 def _ways(rung: "Rung") -> "list[Row]":
-    """Return the ways of sampling a student: a consistency model in fewer steps, too."""
+    """Return the ways of sampling a student: a consistency model in 1, 2, 4, ... steps, too."""
+    from fewstep import sampling
     from fewstep.report.spec import Row
 
     whole = row_of(rung)
-    levels = whole.sampling.levels
-    if rung.model.student["kind"] != "consistency" or levels is None:
+    own = whole.sampling
+    if rung.model.student["kind"] != "consistency" or own.levels is None:
         return [whole]
+    halves = [2**k for k in range(own.steps.bit_length()) if 2**k < own.steps]
     fewer = [
-        Row(
-            f"{rung.stage.method} {k}",
-            replace(whole.sampling, steps=k, levels=levels[:k]),
-            whole.group,
-        )
-        for k in range(1, len(levels))
+        Row(f"{rung.stage.method} {k}", sampling.changed(own, {"steps": k}), whole.group)
+        for k in halves
     ]
     return [whole, *reversed(fewer)]
 
 
-def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", n: int) -> None:
-    """Measure teacher and students under one protocol; print and write the table."""
+def _frontier(
+    work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", n: int, *, sampled: bool
+) -> None:
+    """Measure teacher and students under one protocol; print and write the table.
+
+    Args:
+        work: the plan.
+        found: the first teacher.
+        reals: real images to judge by.
+        done: the students.
+        n: images of each row.
+        sampled: whether one was kept that can be sampled.
+    """
     from fewstep.cli import compare
 
     judge = _judge(work, reals, n)
@@ -221,4 +250,5 @@ def _frontier(work: "Work", found: "Found", reals: "Reals", done: "list[Rung]", 
         items += _items(work, found_of(work, rung), reals, judge, _ways(rung), 0)
     lines = _lines(judge, items)
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
-    compare.write(lines, work.out, [command("sample", str(work.out), *label, "-n", "16")])
+    next_ = [command("sample", str(work.out), *label, "-n", "16")] if sampled else []
+    compare.write(lines, work.out, next_)

@@ -60,7 +60,7 @@ def demo(
     trained = time.monotonic() - began
     reals = Reals("digits", train, held_out)
     note("2/4 students of 8, 4, 2 and 1 steps, and a consistency model")
-    few = _students(out, found, reals, steps, seed)
+    few = _students(out, found, reals, steps, seed, images)
     rows = [(found, row) for row in spec.preset("demo", found.model.sampling)]
     slow = [(f, r) for f, r in rows if r.sampling.steps >= 1000 and images > SLOW_IMAGES]
     note(f"3/4 sampling in {len(rows) + len(few)} ways")
@@ -89,14 +89,14 @@ def _train(out: Path, steps: int | None, seed: int) -> "Found":
 
 
 def _students(
-    out: Path, found: "Found", reals: "Reals", steps: int | None, seed: int
+    out: Path, found: "Found", reals: "Reals", steps: int | None, seed: int, number: int
 ) -> "list[tuple[Found, Row]]":
     """Distil the model in two ways; return the students, each with its way of sampling.
 
     A demo of fewer training steps gives its students as much less.
     """
     from fewstep import students
-    from fewstep.cli import climb
+    from fewstep.cli import climb, wished
     from fewstep.recipes import load
     from fewstep.recipes.read import shipped_path
     from fewstep.students import run
@@ -113,9 +113,13 @@ def _students(
         )
         plan = [replace(s, updates=max(1, round(share * s.updates))) for s in plan]
         data = reals.train.fingerprint
-        asked = run.Asked(str(out), found.weights, 1.0, method, 1, seed, data, name=found.name)
+        teacher = wished.word_of(found)
+        asked = run.Asked(teacher, found.weights, 1.0, method, 1, seed, data, name=found.name)
         work = run.Work(asked, found.model, reals.train, tuple(plan), out / method, "cpu")
-        run.record(work, {"kept": {}})
+        wish = wished.Wish(
+            1, method, None, images, 1.0, None, None, None, number, seed, work.device
+        )
+        run.record(work, wished.kept(found, wish))
         rungs = []
         for rung in students.rungs(work):
             note(f"  {method}, {rung.stage.steps} steps: copy error {rung.copied:.4f}")

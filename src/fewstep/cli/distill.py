@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 app = options.app()
 
-_NUMBER = 1000  # images that the table is measured on, unless said
 _BEGUN = ("to", "method", "guidance_scale", "guidance_range", "seed", "out", *PLANNED)
 
 
@@ -42,7 +41,7 @@ def distill(  # budget: table
     to: Annotated[
         int | None,
         typer.Option(
-            "--to", parser=options.whole(1, 64), metavar="N", help="sampling steps of the student"
+            "--to", parser=options.whole(1, 32), metavar="N", help="sampling steps of the student"
         ),
     ] = None,
     method: Annotated[
@@ -50,7 +49,7 @@ def distill(  # budget: table
         typer.Option(
             metavar="NAME",
             help="progressive, consistency (as ect), consistency-distillation, "
-            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else consistency",
+            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else ect (3 to 7)",
         ),
     ] = None,
     budget: Annotated[
@@ -131,8 +130,8 @@ def distill(  # budget: table
     found, reals = _opened(model, wish)
     work = _work(found, reals, wish, folder)
     with engine.locked(work.out, "-o"):
-        _announce(work, _kept(found, wish))
-        climb.make(work, found, reals, wish.number or _NUMBER)
+        _announce(work, wished.kept(found, wish))
+        climb.make(work, found, reals, wish.number or wished.NUMBER)
 
 
 def _again(
@@ -165,12 +164,12 @@ def _again(
             f"{' and '.join(idle)}: {word} holds a distillation that has begun, which goes on as "
             "it is; leave this out, or give the teacher in place of the folder"
         )
-    asked, kept = said["asked"], said["kept"]
+    asked, kept = said["asked"], said.get("kept", {})
     before = dataclasses.replace(
         wish, to=asked["to"], method=asked["method"], scales=asked["scales"], seed=asked["seed"],
         guidance=asked["guidance"] if asked["scales"] is None else None,
-        data=wish.data or kept["data"], number=wish.number or kept["number"],
-        device=wish.device if "device" in given else kept["device"],
+        data=wish.data or kept.get("data"), number=wish.number or kept.get("number"),
+        device=wish.device if "device" in given else kept.get("device", "auto"),
     )  # fmt: skip
     if not Path(asked["model"]).exists() and "/" in asked["model"]:
         raise CheckpointError(
@@ -178,20 +177,6 @@ def _again(
             "that are left need it"
         )
     return folder, before, asked["model"]
-
-
-def _kept(found: "Found", wish: Wish) -> dict[str, Any]:
-    """Return what the plan does not say and a continued distillation, or its student, needs."""
-    own, how = judged.own(found)
-    path = Path(wish.data or "").expanduser()
-    if wish.data is None:
-        place = own
-    else:
-        place = str(path.absolute()) if path.exists() else wish.data
-        if wish.data != own and path.suffix.lower() in judged.ARRAYS:
-            how = {"held_out": 0}  # all of them are trained on, see `judged.reals`
-    kept = {"data": place, "read": how, "number": wish.number, "device": wish.device}
-    return {"kept": kept, **wish.planned}
 
 
 def _opened(word: str, wish: Wish) -> "tuple[Found, Reals]":
@@ -230,7 +215,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 def _work(found: "Found", reals: "Reals", wish: Wish, folder: Path | None) -> "Work":
     """Return the plan: of the folder if it holds one, else for the budget."""
-    from fewstep.students import make, run
+    from fewstep.students import Pace, make, run
     from fewstep.students.plan import method
     from fewstep.train import engine
 
@@ -251,22 +236,24 @@ def _work(found: "Found", reals: "Reals", wish: Wish, folder: Path | None) -> "W
         raise UsageError(f"-o {out}: {ground} is a file, not a folder; choose another place")
     place = engine.pick_device(wish.device)
     said = run.planned(out)
+    wished.gone_on(said, out)
     if said is None and _foreign(out):
         raise UsageError(f"-o {out}: holds something else; choose a free name")
     make.check(found.model, way, scale, wish.scales)
     engine.tune_cpu()
     found.model.denoiser.to(place)
+    work = run.Work(asked, found.model, reals.train, (), out, wish.device)
     if said is None:
-        stages = wished.plan(found, reals.train, asked, wish)
+        stages = wished.plan(work, wish)
     else:
-        stages = run.same(said, asked, out)
+        stages = Pace(work, 0.0).fitted(run.same(said, asked, out))
         other = [k for k, v in wish.planned.items() if v is not None and said.get(k) != v]
         if other:
             note(
                 f"{' and '.join(f'--{k}' for k in other)}: not of use any more, {out} goes on by "
                 "the plan that it was begun with"
             )
-    return run.Work(asked, found.model, reals.train, stages, out, wish.device)
+    return dataclasses.replace(work, stages=stages)
 
 
 def _foreign(out: Path) -> bool:
@@ -275,12 +262,13 @@ def _foreign(out: Path) -> bool:
 
 
 def _announce(work: "Work", facts: dict[str, Any]) -> None:
-    """Write the plan down if it is new; print where the work lies and what it will do."""
+    """Write the plan down if it is new or was changed; print where the work lies, what it does."""
     from fewstep.cli import record
     from fewstep.students import run
 
-    if run.planned(work.out) is None:
-        run.record(work, facts)
+    said = run.planned(work.out)
+    if said is None or said["stages"] != [stage.plain() for stage in work.stages]:
+        run.record(work, facts if said is None else run.facts(said))
     record.json_file(work.out / "environment.json", record.environment(work.device))
     result(f"distillation: {work.out}")
     asked = work.asked

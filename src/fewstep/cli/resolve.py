@@ -5,6 +5,7 @@ Pickles (.pt, .ckpt, .pkl) may run code when they are opened: they are refused b
 before anything is read.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,9 +95,17 @@ def _student(path: Path) -> Path:
     """Return the student of a distillation.
 
     Raises:
-        CheckpointError: it is not finished.
+        CheckpointError: it is not finished, or ended without one.
     """
     if not (path / STUDENT / "manifest.json").is_file():
+        from fewstep.cli import wished
+        from fewstep.students import run
+
+        said = None
+        with suppress(CheckpointError):  # a damaged record is told by who goes on with it
+            said = run.planned(path)
+        if said is not None and said.get(wished.FAILED):
+            raise CheckpointError(wished.failure(said, path))
         raise CheckpointError(
             f"{path}: this distillation has no student yet; fewstep distill {path} goes on with it"
         )

@@ -5,20 +5,28 @@ there are.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.console import note
-from fewstep.errors import UsageError
+from fewstep.cli import judged
+from fewstep.cli.console import command, note
+from fewstep.errors import NumericError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
-    from fewstep.data import Images
-    from fewstep.students import Asked, Stage
+    from fewstep.students import Asked, Pace, Stage, Work
 
 BUDGET = 600.0
 """Seconds of training, unless said."""
+PATIENCE = 3.0
+"""Seconds that a trial of training takes at least, but for small budgets."""
+NUMBER = 1000
+"""Images that the table is measured on, unless said."""
+FAILED = "failed"
+"""What a record says, and why, where a distillation ended without a student."""
 PLANNED = ("budget", "images", "start")
 """Options that only a new plan asks for."""
 
@@ -112,38 +120,131 @@ def default(found: "Found", asked: "Asked") -> Path:
     return Path("runs") / f"{found.name}-{name}"
 
 
-def plan(found: "Found", images: "Images", asked: "Asked", wish: Wish) -> "tuple[Stage, ...]":
-    """Return stages for the budget, at the speed that is measured here.
+def kept(found: "Found", wish: Wish) -> dict[str, Any]:
+    """Return what the plan does not say and a continued distillation, or its student, needs."""
+    own, how = judged.own(found)
+    path = Path(wish.data or "").expanduser()
+    if wish.data is None:
+        place = own
+    else:
+        place = str(path.absolute()) if path.exists() else wish.data
+        if wish.data != own and path.suffix.lower() in judged.ARRAYS:
+            how = {"held_out": 0}  # all of them are trained on, see `judged.reals`
+    rest = {"data": place, "read": how, "number": wish.number, "device": wish.device}
+    return {"kept": rest, **wish.planned}
+
+
+def gone_on(said: Mapping[str, Any] | None, out: Path) -> None:
+    """Refuse to go on with a distillation that ended without a student.
+
+    Args:
+        said: what its folder says, if anything.
+        out: the folder.
 
     Raises:
-        UsageError: the budget is too small; says what would be enough.
+        NumericError: it did; names the command that begins anew.
+    """
+    from fewstep.cli.resolve import STUDENT
+
+    if said is not None and said.get(FAILED) and not (out / STUDENT / "manifest.json").is_file():
+        raise NumericError(failure(said, out))
+
+
+def failure(said: Mapping[str, Any], out: Path) -> str:
+    """Return what is said of a distillation that ended without a student."""
+    return f"{out}: no student was kept: {said[FAILED]}; begin anew: {anew(said, out)}"
+
+
+def anew(said: Mapping[str, Any], out: Path) -> str:
+    """Return the command of a distillation that trains for twice as long, in a folder of its own.
+
+    Args:
+        said: what the folder of the first one says.
+        out: that folder.
+    """
+    asked, rest = said["asked"], said.get("kept", {})
+    words = [asked["model"], "--to", str(asked["to"]), "--method", asked["method"]]
+    if said.get("start"):
+        words += ["--start", str(said["start"])]
+    if asked.get("scales") is None:
+        words += ["--guidance-scale", f"{asked['guidance']:g}"]
+    else:
+        words += ["--guidance-range", "{:g}..{:g}".format(*asked["scales"])]
+    if asked["seed"]:
+        words += ["--seed", str(asked["seed"])]
+    if rest.get("data"):
+        words += ["--data", rest["data"]]
+    if rest.get("device", "auto") != "auto":
+        words += ["--device", rest["device"]]
+    if said.get("images"):
+        words += ["--images", str(2 * said["images"])]
+    else:
+        words += ["--budget", f"{2 * (said.get('budget') or BUDGET):g}s"]
+    if rest.get("number"):
+        words += ["-n", str(rest["number"])]
+    names = (out.with_name(f"{out.name}-{k}") for k in itertools.count(2))
+    return command("distill", *words, "-o", str(next(p for p in names if not p.exists())))
+
+
+def plan(work: "Work", wish: Wish) -> "tuple[Stage, ...]":
+    """Return stages for the budget: they were tried here, and fit into memory.
+
+    Args:
+        work: all but the stages.
+        wish: what was asked for.
+
+    Raises:
+        UsageError: the budget is too small; says what would be enough; or as `make.planned`.
+        ResourceError: not even one image at a time fits into memory, or the disk refuses.
     """
     from fewstep import students
-    from fewstep.train import engine
+    from fewstep.students import make
     from fewstep.train.log import clock
 
-    budget, count = wish.budget or BUDGET, float(wish.images or 0)
-    if wish.images is None:
-        _stages(asked, 1e12, wish.start)  # what no budget pays for is refused before it is timed
-        place = engine.pick_device(wish.device)
-        with engine.memory("a batch of 64 images is too large for this machine"):
-            per_image = students.pace(found.model, asked.guidance, images, asked.method, place)
-        count = budget / per_image
-        note(f"speed of {asked.method} here: {1 / per_image:,.0f} images/s")
-    try:
-        return _stages(asked, count, wish.start, len(images))
-    except students.TooSmall as e:
-        more = ", or give a smaller --start" if wish.start else ""
-        if wish.images is not None:
+    make.planned(work.teacher, work.asked.method, work.asked.to)
+    asked, there, budget = work.asked, len(work.images), wish.budget or BUDGET
+    more = ", or give a smaller --start" if wish.start else ""
+    if wish.images is not None:
+        pace = students.Pace(work, PATIENCE / 10)
+        try:
+            stages = _stages(asked, wish.images, wish.start, there)
+        except students.TooSmall as e:
             least = math.ceil(wish.images / e.share - 1e-6)
             raise UsageError(
                 f"--images {wish.images}: too few for one stage; at least {least} would be "
                 f"enough{more}"
             ) from None
-        raise UsageError(
-            f"--budget {clock(budget)}: too short for one stage, {count:,.0f} images at the "
-            f"speed of this machine; {clock(1.1 * budget / e.share)} would be enough{more}"
-        ) from None
+    else:
+        _stages(asked, 1e12, wish.start)  # what no budget pays for is refused before it is timed
+        pace = students.Pace(work, min(PATIENCE, max(0.5, budget / 50)))
+        note(f"trying how fast {asked.method} is trained here")
+        try:
+            stages = students.budgeted(
+                pace, lambda n: _stages(asked, n, wish.start, there), budget
+            )
+        except students.TooSmall as e:
+            raise UsageError(
+                f"--budget {clock(budget)}: too short for the shortest plan at the speed of this "
+                f"machine; {clock(math.ceil(1.1 * budget / e.share))} would be enough{more}"
+            ) from None
+    stages = pace.fitted(stages)
+    _expected(work, stages, pace, wish)
+    return stages
+
+
+def _expected(work: "Work", stages: "tuple[Stage, ...]", pace: "Pace", wish: Wish) -> None:
+    """Say how long the whole work will take."""
+    from fewstep.cli import climb
+    from fewstep.train.log import clock
+
+    seconds = pace.seconds(stages)
+    speed = sum(s.images for s in stages) / seconds
+    looks = pace.evaluation * climb.evaluations(work, stages, wish.number or NUMBER)
+    note(
+        f"in all about {clock(math.ceil(seconds))} of training, copy errors and checkpoints "
+        f"included ({speed:,.0f} images/s), and about {clock(math.ceil(looks))} of sampling to "
+        "measure"
+    )
 
 
 def _stages(

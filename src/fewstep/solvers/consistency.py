@@ -32,8 +32,8 @@ class Consistency(Solver):
         x_s = alpha_s x0 + sqrt(sigma_s^2 - (least alpha_s)^2) z
 
     The end x0 of a trajectory at sigma / alpha = `least` has that much noise of its own, so it
-    lacks only the rest. Where the rest is 0, as at clean data, none is drawn: one step is a
-    function of the starting noise. No ODE is solved: with a denoiser that says E[x0 | x_t]
+    lacks only the rest. Where the rest is 0, and at t = 0, none is drawn: one step is a function
+    of the starting noise. No ODE is solved: with a denoiser that says E[x0 | x_t]
     instead of the end, the samples are blurred, as each call takes their variance away.
 
     Args:
@@ -76,7 +76,7 @@ class Consistency(Solver):
         end, own = like(alpha_s, x) * x0, self.least * alpha_s
         # as a product: the difference of two squares would lose the digits near the boundary
         std = shapes.sqrt((sigma_s - own) * (sigma_s + own))
-        if shapes.at_zero(std):
+        if shapes.at_zero(std) or shapes.at_zero(s):
             return end, None
         return end + like(std, x) * draw(noise, x, self), None
 

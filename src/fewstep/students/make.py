@@ -7,12 +7,14 @@ zero. The rest of it, classes and process, is its teacher's.
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep import sampling as way
 from fewstep import steer
 from fewstep.denoiser import BOTH, EDM, EPS, X0, Denoiser, NetDenoiser, V
 from fewstep.distill import PRESETS, Guided, Progressive
@@ -22,6 +24,7 @@ from fewstep.errors import UsageError
 from fewstep.model import Model, Sampling
 from fewstep.nets.unet import UNet
 from fewstep.objectives import Objective
+from fewstep.process import Process
 from fewstep.solvers import grids
 from fewstep.students.plan import GUIDED, PROGRESSIVE, Stage
 from fewstep.train.config import FitConfig
@@ -30,21 +33,33 @@ HIGH = 80.0
 """Noise level sigma / alpha from which a consistency model starts, or what the process reaches."""
 MIDDLE = 0.8
 """Level from which its second step starts until a better one is found."""
+FLOOR = 0.002
+"""Least level from which a step of a consistency model starts: the least that it is trained at."""
 DROP = 0.1
 """Share of labels left out where teacher and student know the null condition."""
 
 
 def teacher(model: Model, scale: float) -> Denoiser:
-    """Return a model's denoiser as a teacher: guided, not clipped, frozen.
+    """Return a model's denoiser as a teacher: guided as its preset says, not clipped, frozen.
 
     Args:
         model: in evaluation mode.
         scale: of classifier-free guidance; 1 = none.
 
     Raises:
-        UsageError: guidance of a model that cannot be guided.
+        UsageError: guidance of a model that cannot be guided, or that remembers earlier steps.
     """
-    settings = Sampling(guidance_scale=scale, clip=False)
+    said = steer.dials(model.sampling)
+    if scale != 1 and "momentum" in said:
+        raise UsageError(
+            f"momentum {said['momentum']}: is made of the steps before, which a student does not "
+            "take; set sampling.apg_momentum=0 in the model's preset"
+        )
+    off = () if scale != 1 else steer.REFINING
+    unset = {k: v for name in (*off, "threshold") for k, v in steer.dial("", name, "off").items()}
+    settings = dataclasses.replace(
+        model.sampling, guidance_scale=scale, clip=False, levels=None, **unset
+    )
     found = steer.guided(model, settings).eval()
     return found.requires_grad_(False)
 
@@ -67,6 +82,12 @@ def check(
         student(model, method)
         teacher(model, scale)
     else:
+        refined = [name for name in steer.dials(model.sampling) if name in steer.REFINING]
+        if refined:
+            raise UsageError(
+                f"--guidance-range: the model's preset refines guidance ({', '.join(refined)}), "
+                "and a range is taught plain guidance; take one --guidance-scale"
+            )
         student(model, GUIDED, scales)
         Guided(teacher(model, 1.0), *scales)
 
@@ -156,7 +177,7 @@ def sampling(model: Model, stage: Stage, times: Tensor) -> Sampling:
     scale = 1.0 if model.scales is None else model.sampling.guidance_scale
     if stage.method not in (PROGRESSIVE, GUIDED):
         high = bounds(process, 1e-3, HIGH)[1]
-        levels = middles(high, stage.steps)
+        levels = middles(high, stage.steps, floor=floor(process))
         return Sampling("consistency", stage.steps, clip=clip, levels=levels)
     mine = times[:: (len(times) - 1) // stage.steps].tolist()
     if torch.equal(torch.tensor(mine).double(), grids.uniform(stage.steps)):
@@ -166,15 +187,43 @@ def sampling(model: Model, stage: Stage, times: Tensor) -> Sampling:
     return Sampling("ddim", stage.steps, clip=clip, guidance_scale=scale, levels=levels)
 
 
-def middles(high: float, steps: int, middle: float = MIDDLE) -> tuple[float, ...]:
-    """Return the levels from which the steps of a consistency model start.
+def planned(model: Model, method: str, steps: int) -> None:
+    """Refuse a plan whose student could not be sampled, before anything is trained.
 
-    From the highest to `middle` for two steps; further ones lie below it, each a third.
+    Args:
+        model: the teacher.
+        method: see `plan.Stage`.
+        steps: of the student.
+
+    Raises:
+        UsageError: as `student` and `sampling.plan`.
+    """
+    taught, stage = student(model, method), Stage(method, steps, 1, 1, 1.0)
+    preset = sampling(taught, stage, grid(model, 2 * steps))
+    way.plan(dataclasses.replace(taught, student={}), preset)
+
+
+def floor(process: Process) -> float:
+    """Return the least level from which a step starts: well above the least of the process."""
+    return max(FLOOR, 2 * bounds(process, FLOOR / 2, HIGH)[0])
+
+
+def middles(
+    high: float, steps: int, middle: float = MIDDLE, floor: float = FLOOR
+) -> tuple[float, ...]:
+    """Return the levels from which the steps of a consistency model start, falling.
+
+    From the highest to `middle` for two steps; further ones lie below it, each a third, or more
+    where these would go below `floor`. Where `middle` is not between the ends, or near the lower
+    one, the level halfway in ln takes its place.
 
     >>> middles(80.0, 3)
     (80.0, 0.8, 0.26666666666666666)
     """
-    return (high, *(middle / 3**k for k in range(steps - 1)))
+    middle = middle if 2 * floor <= middle < high else math.sqrt(floor * high)
+    more = steps - 2
+    ratio = 3.0 if more < 1 else min(3.0, (middle / floor) ** (1 / more))
+    return (high, *(middle / ratio**k for k in range(steps - 1)))
 
 
 @dataclasses.dataclass(frozen=True)

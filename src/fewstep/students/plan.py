@@ -15,7 +15,7 @@ PROGRESSIVE, GUIDED = "progressive", "guided"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
 """What may be asked for: "consistency" is the preset "ect"; "auto" is progressive distillation,
 which was nearer to the data in 1 and 2 steps for the same training (docs/distillation.md), and
-where halving does not end at so many steps, "ect"."""
+where halving does not end at so few steps, "ect"."""
 
 START = 32
 """Steps of the first teacher of a ladder, where the budget allows: more than its student needs."""
@@ -28,6 +28,8 @@ HALVED = tuple(2**k for k in range(6))
 TAUGHT = (PROGRESSIVE, "consistency-distillation")
 """Methods that ask a teacher, whose guidance they can put into the student; the others learn from
 the images, which have none."""
+MOST = 8
+"""Steps of a consistency model, at most: further ones gain nothing."""
 LATE = 2
 """Students of so few steps get twice the updates: their step is the longest (section 4 of the
 paper has 100 thousand for the last two stages and 50 for the others)."""
@@ -53,6 +55,7 @@ class Stage:
         updates: optimizer steps.
         batch_size: images of each.
         lr: peak learning rate.
+        accumulate: pieces that a batch is cut into where memory does not bear it whole.
     """
 
     method: str
@@ -60,6 +63,7 @@ class Stage:
     updates: int
     batch_size: int
     lr: float
+    accumulate: int = 1
 
     @property
     def images(self) -> int:
@@ -85,14 +89,21 @@ def method(asked: str, to: int) -> str:
         raise UsageError(
             f"--method {asked}: allowed are {', '.join(METHODS)}{suggest(asked, METHODS)}"
         )
-    found = asked
+    found, large = asked, " and ".join(str(n) for n in HALVED if n > MOST)
     if asked == "auto":
         found = PROGRESSIVE if to in HALVED else "consistency"
+    if asked == "auto" and to not in HALVED and to > MOST:
+        raise UsageError(f"--to {to}: allowed are 1..{MOST}, {large}")
     if found == PROGRESSIVE and to not in HALVED:
+        other = ", or --method consistency" if to <= MOST else ""
         raise UsageError(
             f"--to {to}: the halving of progressive distillation ends at "
-            f"{', '.join(map(str, HALVED[:-1]))} or {HALVED[-1]} steps; take one of these, or "
-            "--method consistency"
+            f"{', '.join(map(str, HALVED[:-1]))} or {HALVED[-1]} steps; take one of these{other}"
+        )
+    if found != PROGRESSIVE and to > MOST:
+        raise UsageError(
+            f"--to {to}: more than {MOST} steps of a consistency model gain nothing; take "
+            f"1..{MOST} of --method {asked}, or --method {PROGRESSIVE} for {large}"
         )
     return "ect" if found == "consistency" else found
 

@@ -7,6 +7,7 @@ teacher; and at the end `student/`, the model to keep.
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -22,18 +23,23 @@ from fewstep import guide, sampling, solvers
 from fewstep.conditions import Cond
 from fewstep.data import Images
 from fewstep.denoiser import Denoiser, NetDenoiser
-from fewstep.errors import CheckpointError, ResourceError, UsageError
+from fewstep.errors import CheckpointError, MemoryShort, ResourceError, UsageError
 from fewstep.files import replacing
 from fewstep.model import Model
 from fewstep.students import make
 from fewstep.students.plan import GUIDED, PROGRESSIVE, START, Stage
 from fewstep.train import checkpoint, engine
+from fewstep.train.config import FitConfig
 from fewstep.train.fit import fit
 from fewstep.train.log import say
 
 RECORD, STUDENT, STAGES = "distill.json", "student", "stages"
-_COPIED = 64  # images of a copy error
-_PACE = 3.0  # seconds that a measurement of speed takes at least
+COPIED = 64
+"""Images of a copy error."""
+_SHORT = (
+    "{folder} began with steps that memory could bear: free what other programs hold and give the "
+    "same command again, or go on elsewhere, as with --device cpu"
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,12 @@ class Work:
         steps = {PROGRESSIVE: 2 * first.steps, GUIDED: first.steps}.get(first.method, START)
         return make.grid(self.teacher, steps)
 
+    @property
+    def plain(self) -> bool:
+        """Whether teacher and students are conditional and know the null condition."""
+        bare = self.asked.scales is None and self.asked.guidance == 1
+        return bare and self.teacher.denoiser.null is True
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -123,31 +135,56 @@ def rungs(work: Work, shown: Shown | None = None) -> Iterator[Rung]:
         as `train.fit`.
     """
     asked, start = work.asked, work.teacher
-    frozen = make.teacher(start, 1.0 if asked.scales else asked.guidance)
     first = name = f"{asked.weights[:16]} guidance {asked.scales or asked.guidance}"
-    plain = asked.scales is None and asked.guidance == 1 and start.denoiser.null is True
     for stage in work.stages:
         began = time.monotonic()
-        drop = make.DROP if plain else 0.0
-        by = make.Taught(frozen, work.times, name, drop, asked.scales)
-        found = fit(
-            _begin(start, stage, plain, work),
+        by = lesson(work, start, name)
+        with engine.memory(_SHORT.format(folder=work.out)):
+            found = _fitted(work, start, stage, by, shown)
+        # apart from the trainer, whose weights the next stage moves on
+        taught = dataclasses.replace(found, denoiser=copy.deepcopy(found.denoiser).eval())
+        copied = apart(by, taught, stage)
+        yield Rung(stage, taught, copied, time.monotonic() - began)
+        start, name = taught, f"{first}, {stage.steps} steps: {digest(taught)}"
+
+
+def _fitted(work: Work, start: Model, stage: Stage, by: make.Taught, shown: Shown | None) -> Model:
+    """Train a stage, or go on with it."""
+    try:
+        return fit(
+            begin(work, start, stage),
             work.images,
             make.objective(stage, by),
-            make.config(stage, asked.seed),
+            config(stage, work.asked.seed),
             place(work.out, stage),
             device=work.device,
             on_sample=None if shown is None else _watch(stage, by, shown),
         )
-        # apart from the trainer, whose weights the next stage moves on
-        taught = dataclasses.replace(found, denoiser=copy.deepcopy(found.denoiser).eval())
-        seconds = time.monotonic() - began
-        yield Rung(stage, taught, apart(by, taught, stage), seconds)
-        start = taught
-        frozen = taught.denoiser if asked.scales else make.teacher(taught, 1.0)
-        assert isinstance(frozen, Denoiser)
-        frozen.requires_grad_(False)
-        name = f"{first}, {stage.steps} steps: {digest(taught)}"
+    except MemoryShort as e:  # its advice is of settings that a plan does not have
+        raise MemoryShort(f"out of memory: {_SHORT.format(folder=work.out)}") from e
+
+
+def lesson(work: Work, start: Model, name: str = "") -> make.Taught:
+    """Return what a student learns from: the first teacher, or the student before it.
+
+    Args:
+        work: the plan.
+        start: one of them; it is frozen.
+        name: says which it is.
+    """
+    asked = work.asked
+    if start is work.teacher:
+        frozen = make.teacher(start, 1.0 if asked.scales else asked.guidance)
+    else:
+        frozen = start.denoiser if asked.scales else make.teacher(start, 1.0)
+    assert isinstance(frozen, Denoiser)
+    frozen.requires_grad_(False)
+    return make.Taught(frozen, work.times, name, make.DROP if work.plain else 0.0, asked.scales)
+
+
+def config(stage: Stage, seed: int) -> FitConfig:
+    """Return how a stage is trained, in as many pieces as its memory asks for."""
+    return dataclasses.replace(make.config(stage, seed), accumulate=stage.accumulate)
 
 
 def _watch(stage: Stage, by: make.Taught, shown: Shown) -> Callable[[int, Model], None]:
@@ -160,10 +197,15 @@ def _watch(stage: Stage, by: make.Taught, shown: Shown) -> Callable[[int, Model]
     return watch
 
 
-def _begin(start: Model, stage: Stage, null: bool, work: Work) -> Model:
+def begin(work: Work, start: Model, stage: Stage) -> Model:
     """Return a student before its training, with all that it says of itself.
 
     So that the checkpoints of a stage are students that are sampled as they must be.
+
+    Args:
+        work: the plan.
+        start: what it begins as a copy of.
+        stage: one of the plan.
     """
     asked = work.asked
     seen = sum(s.images for s in work.stages[: work.stages.index(stage) + 1])
@@ -171,7 +213,7 @@ def _begin(start: Model, stage: Stage, null: bool, work: Work) -> Model:
     origin = {"teacher": asked.name, "teacher_sha256": asked.weights, **told}
     model = make.student(start, stage.method, asked.scales)
     assert isinstance(model.denoiser, NetDenoiser)
-    model.denoiser.null = null
+    model.denoiser.null = work.plain
     model = dataclasses.replace(model, student=origin)
     preset = make.sampling(model, stage, work.times)
     return make.named(model, stage, preset, {**origin, "images": seen})
@@ -182,8 +224,9 @@ def apart(by: make.Taught, taught: Model, stage: Stage) -> float:
     """Return the copy error of a student, in pixel values of [-1, 1].
 
     It is the root mean square difference between its images and its teacher's from the same
-    noise: in twice the steps, or as many where none are taken away, or for consistency models on
-    a fine grid. A student that is told its guidance is looked at with the scale of its preset.
+    noise: in twice the steps, or as many where none are taken away, or for consistency models,
+    of which the first step is looked at (later ones draw noise of their own), on a fine grid.
+    A student that is told its guidance is looked at with the scale of its preset.
 
     Args:
         by: what it learns from.
@@ -191,58 +234,24 @@ def apart(by: make.Taught, taught: Model, stage: Stage) -> float:
         stage: its stage.
     """
     device = next(taught.denoiser.parameters()).device
-    shape = (_COPIED, *taught.shape)
+    shape = (COPIED, *taught.shape)
     cond: Cond = None
     if taught.classes:
-        cond = torch.arange(_COPIED, device=device) % len(taught.classes)
+        cond = torch.arange(COPIED, device=device) % len(taught.classes)
     scale, frozen = taught.sampling.guidance_scale, by.teacher
     stride = (len(by.times) - 1) // (2 * stage.steps) if stage.method == PROGRESSIVE else 1
     if stage.method == GUIDED:
         frozen = guide.ClassifierFree(frozen, scale)
     elif by.scales is not None:
         frozen = guide.Taught(frozen, scale)
-    theirs = solvers.generate(frozen, shape, by.times[::stride], solvers.DDIM(), cond)
-    way = sampling.plan(taught, dataclasses.replace(taught.sampling, clip=False))
-    ours = solvers.generate(way.denoiser, shape, way.times, way.solver, cond)
+    # no more at once than is trained on at once, where memory is short
+    size = COPIED if stage.accumulate == 1 else stage.batch_size // stage.accumulate
+    walk = functools.partial(solvers.generate, batch_size=size)
+    theirs = walk(frozen, shape, by.times[::stride], solvers.DDIM(), cond)
+    once = {"steps": 1} if taught.sampling.sampler == "consistency" else {}
+    way = sampling.plan(taught, sampling.changed(taught.sampling, {**once, "clip": False}))
+    ours = walk(way.denoiser, shape, way.times, way.solver, cond)
     return float((theirs - ours).square().mean().sqrt())
-
-
-def pace(
-    teacher: Model, guidance: float, images: Images, method: str, device: torch.device
-) -> float:
-    """Return the seconds that an image takes in training, measured here.
-
-    Args:
-        teacher: the model that is distilled, on the device.
-        guidance: scale that its predictions get.
-        images: to train on.
-        method: see `plan.Stage`.
-        device: where to train.
-    """
-    stage = Stage(method, 1, 1000, 64, 1e-4)
-    model = make.student(teacher, method)
-    assert isinstance(model.denoiser, NetDenoiser)
-    net = model.denoiser.net.to(device).train()
-    by = make.Taught(make.teacher(teacher, guidance), make.grid(teacher, 2))
-    goal = make.objective(stage, by)
-    bf16 = engine.pick_precision("auto", device) == "bf16"
-    noise = torch.Generator(device).manual_seed(0)
-    ids = torch.arange(stage.batch_size).numpy() % len(images)
-    x, y = (part.to(device) for part in images.batch(ids))
-    cond = y if images.classes else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        done, began = -2, time.monotonic()
-        while done < 1 or time.monotonic() - began < _PACE:
-            if done == 0:
-                began = time.monotonic()
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                losses = goal(model.denoiser, x, cond, 0, noise)
-            losses.float().mean().backward()
-            net.zero_grad(set_to_none=True)
-            done += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-    return (time.monotonic() - began) / (done * stage.batch_size)
 
 
 def place(out: Path, stage: Stage) -> Path:
@@ -297,6 +306,11 @@ def same(said: Mapping[str, Any], asked: Asked, out: Path) -> tuple[Stage, ...]:
             "what it was begun with"
         )
     return tuple(Stage(**stage) for stage in said["stages"])
+
+
+def facts(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says beside what was asked for and the plan."""
+    return {k: v for k, v in said.items() if k not in ("asked", "stages")}
 
 
 def record(work: Work, facts: Mapping[str, Any]) -> None:
