@@ -74,7 +74,8 @@ def pages(check: bool) -> int:
         page = ROOT / name
         text = page.read_text("utf-8")
         head, rest = text.split(BEGIN)
-        now = f"{head}{BEGIN}\n{made(results.load(ROOT / stored))}\n{END}{rest.split(END)[1]}"
+        lines = results.named(results.load(ROOT / stored))
+        now = f"{head}{BEGIN}\n{made(lines)}\n{END}{rest.split(END)[1]}"
         stale += now != text
         if not check:
             page.write_text(now, "utf-8")
@@ -85,7 +86,7 @@ def main(words: list[str]) -> int:
     """Do what the words ask for; return the exit code."""
     if words in ([], ["--check"]):
         return pages(bool(words))
-    lines = results.load(Path(words[0]))
+    lines = results.named(results.load(Path(words[0])))
     print(table.ddim_markdown(lines, words[1]) if words[1:] else table.markdown(lines))
     return 0
 

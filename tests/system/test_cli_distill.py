@@ -1,6 +1,7 @@
 """fewstep distill: stages run, go on where they were, and end in a student."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.cli import climb
+from fewstep.report import results
 from fewstep.students import run as distillation
 from tests.system import distilling
 from tests.system.cli_runs import call, copy, refused
@@ -38,7 +40,7 @@ def straight(teacher, tmp_path_factory):
     place = tmp_path_factory.mktemp("straight on")
     words = (teacher, "--to", "1", *WAY, "--images", "9600", "-o", "st u")
     p = started(*words, cwd=place)
-    out, err = p.communicate(timeout=100)
+    out, err = p.communicate(timeout=170)
     return p.returncode, out, err, place / "st u"
 
 
@@ -89,6 +91,19 @@ def test_a_student_says_how_it_is_sampled_and_whose_it_is(straight, teacher):
     assert student["teacher"] == "a run"  # by name: where it lies is nobody's business
     assert student["images"] == 9600
     assert "recipe" not in said["about"]
+
+
+def test_the_students_of_a_ladder_are_one_block_of_the_table(straight):
+    _, out, _, place = straight
+    lines = results.load(place / "results.json")
+    students = [line.record["student"] for line in lines if "student" in line.record]
+    assert [student["steps"] for student in students] == [4, 2, 1]
+    own = described(place / "student")["student"]
+    assert {student["ladder"] for student in students} == {own["ladder"]}
+    assert out.splitlines().count("students of a run") == 1  # its heading
+    page = (place / "report.html").read_text()
+    assert page.count(">students of a run</th>") == 1
+    assert len(set(re.findall("weights of students of a run, progressive [124]", page))) == 3
 
 
 def test_the_last_line_is_a_command_that_works(straight, monkeypatch, capsys):

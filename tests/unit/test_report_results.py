@@ -226,6 +226,45 @@ def test_lines_are_grouped_by_protocol() -> None:
     assert groups == [lines[:2], other]
 
 
+def _students(ladder: str, *steps: int, teacher: str = "digits") -> list[results.Line]:
+    """Return lines of the students of one distillation."""
+    plain = made_lines.frontier()[0]
+    return [
+        replace(
+            plain, title=f"progressive {n}", model=f"progressive-{n}", nfe=n,
+            weights=f"{ladder}{n:02d}" * 8, settings={**plain.settings, "steps": n},
+            record={**plain.record, "student": {"teacher": teacher, "ladder": ladder * 4}},
+        )
+        for n in steps
+    ]  # fmt: skip
+
+
+def test_students_of_one_distillation_have_one_name() -> None:
+    teacher, *ladder = made_lines.frontier()[0], *_students("0a1b", 8, 4, 2)
+    names = [line.model for line in results.named([teacher, *ladder])]
+    assert names == ["digits", *["students of digits"] * 3]
+    assert [line.title for line in results.named(ladder)] == [
+        f"progressive {n}" for n in (8, 4, 2)
+    ]
+
+
+def test_a_student_alone_keeps_its_name_in_all_ways_of_sampling_it() -> None:
+    one, *_ = _students("0a1b", 2)
+    ways = [one, replace(one, title="progressive 1", nfe=1)]
+    assert results.named(ways) == ways
+
+
+def test_two_distillations_of_one_teacher_are_told_apart() -> None:
+    lines = [
+        *_students("0a1b", 8, 4),
+        *_students("9f8e", 8, 4),
+        *_students("7777", 2, 1, teacher="x"),
+    ]
+    names = [line.model for line in results.named(lines)]
+    first, second = "students of digits (0a1b0a1b)", "students of digits (9f8e9f8e)"
+    assert names == [first, first, second, second, "students of x", "students of x"]
+
+
 def test_columns_are_named_in_order_of_appearance() -> None:
     lines = made_lines.frontier()[:2]
     lines[0] = replace(lines[0], figures=lines[0].figures[1:2])

@@ -130,7 +130,7 @@ def found_of(work: "Work", rung: "Rung") -> "Found":
     return Found(work.out, name, rung.model, run.digest(rung.model))
 
 
-def row_of(rung: "Rung", group: str = "student") -> "Row":
+def row_of(rung: "Rung", group: str = "") -> "Row":
     """Return the way in which a student is sampled, as a row of a table."""
     from fewstep.report.spec import Row
 

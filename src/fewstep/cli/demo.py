@@ -157,6 +157,7 @@ def _write(out: Path, lines: "list[Line]", trained: float) -> None:
     from fewstep.report import page, results, sections, table
 
     results.save(out / "results.json", lines)
+    lines = results.named(lines)
     lead = (
         "A conditional generator trained on 1,347 real handwritten digits, steered, sampled in "
         "1000 steps down to 5, and distilled into students of 8 steps down to 1. Every picture "

@@ -321,7 +321,7 @@ def facts(lines: "list[Line]") -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
     for line in lines:
         for key, value in line.record.items():
-            if key in ("times", "reference"):
+            if key in ("times", "reference", "student"):
                 continue
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items())

@@ -212,15 +212,27 @@ def by_protocol(lines: Iterable[Line]) -> list[list[Line]]:
 
 
 def named(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines with models of one name but other weights told apart."""
-    weights: dict[str, dict[str, None]] = {}
+    """Return the lines with their models called as where they stand together.
+
+    The students of one distillation, if there are several, are called by that: so they are one
+    series of a chart and one block of a table. What has one name and is not the same, by its
+    weights or its distillation, is told apart.
+    """
+    made: dict[str, set[str]] = {}
     for line in lines:
-        weights.setdefault(line.model, {})[line.weights] = None
-    return [
-        replace(line, model=f"{line.model} ({line.weights[:8]})")
-        if len(weights[line.model]) > 1
-        else line
+        made.setdefault(_ladder(line), set()).add(line.weights)
+    called = [
+        (f"students of {line.record['student']['teacher']}", ladder)
+        if (ladder := _ladder(line)) and len(made[ladder]) > 1
+        else (line.model, line.weights)
         for line in lines
+    ]
+    apart: dict[str, set[str]] = {}
+    for name, own in called:
+        apart.setdefault(name, set()).add(own)
+    return [
+        replace(line, model=f"{name} ({own[:8]})" if len(apart[name]) > 1 else name)
+        for line, (name, own) in zip(lines, called, strict=True)
     ]
 
 
@@ -232,6 +244,11 @@ def columns(lines: Iterable[Line]) -> list[str]:
 def _json(value: dict[str, Any]) -> dict[str, Any]:
     """Return a value as it will be when it is read back."""
     return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _ladder(line: Line) -> str:
+    """Return which distillation made the model of a line; "" if none is known."""
+    return line.record.get("student", {}).get("ladder", "")
 
 
 def _name(line: Line) -> str:

@@ -74,9 +74,21 @@ def _group(lines: Sequence[Line], figure: str, several: bool) -> str:
     else:
         parts.append(_strips(lines))
     shown = {key: _text(value) for key, value in lines[0].protocol.items()}
-    weights = {f"weights of {line.model}": line.weights for line in lines if line.weights}
+    weights = {f"weights of {name}": own for name, own in _weights(lines).items()}
     parts.append(f"<h3>Protocol</h3>{listed({**shown, **weights})}")
     return "\n".join(parts)
+
+
+def _weights(lines: Sequence[Line]) -> dict[str, str]:
+    """Return the weights of each model; of students that share a name, row by row."""
+    known: dict[str, set[str]] = {}
+    for line in lines:
+        known.setdefault(line.model, set()).add(line.weights)
+    return {
+        line.model if len(known[line.model]) == 1 else f"{line.model}, {line.title}": line.weights
+        for line in lines
+        if line.weights
+    }
 
 
 def _about(line: Line) -> str:

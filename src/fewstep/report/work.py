@@ -139,14 +139,16 @@ class Item:
         """Return the row without figures under a protocol, whole or known in part."""
         return Line(
             self.title, self.group, self.name, self.weights, self.settings, self.nfe,
-            protocol["n"], 0.0, (), protocol, self.seeds(),
+            protocol["n"], 0.0, (), protocol, self.facts(),
         )  # fmt: skip
 
-    def seeds(self) -> dict[str, Any]:
-        """Return what a record says of the seeds."""
+    def facts(self) -> dict[str, Any]:
+        """Return what a record says of the seeds, and of what a student was made from."""
         if isinstance(self.maker, Given):
             return {}
-        return {"seeds": f"image i: {self.maker.cell.seed} + i"}
+        cell = self.maker.cell
+        student = {"student": dict(cell.model.student)} if cell.model.student else {}
+        return {"seeds": f"image i: {cell.seed} + i", **student}
 
     def number(self, i: int) -> int:
         """Return what its maker calls image i: its place in their own order."""
@@ -323,7 +325,7 @@ class Work:
             cell, times = item.maker.cell, item.maker.plan.times
             facts |= {
                 "sampled on": "; and ".join(makers),
-                **item.seeds(),
+                **item.facts(),
                 "labels": cell.labels.rule,
                 "times": [round(t, 6) for t in times.tolist()]
                 if len(times) <= 101

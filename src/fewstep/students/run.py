@@ -36,6 +36,7 @@ from fewstep.train.log import say
 RECORD, STUDENT, STAGES = "distill.json", "student", "stages"
 COPIED = 64
 """Images of a copy error."""
+_CALLED = ("model", "name")  # what a teacher is called makes no other distillation
 _SHORT = (
     "{folder} began with steps that memory could bear: free what other programs hold and give the "
     "same command again, or go on elsewhere, as with --device cpu"
@@ -95,6 +96,13 @@ class Work:
         first = self.stages[0]
         steps = {PROGRESSIVE: 2 * first.steps, GUIDED: first.steps}.get(first.method, START)
         return make.grid(self.teacher, steps)
+
+    @property
+    def ladder(self) -> str:
+        """What the students of this distillation have in common, and no others have."""
+        asked = {k: v for k, v in dataclasses.asdict(self.asked).items() if k not in _CALLED}
+        stages = [{**stage.plain(), "accumulate": 1} for stage in self.stages]
+        return hashlib.sha256(json.dumps([asked, stages]).encode()).hexdigest()[:16]
 
     @property
     def plain(self) -> bool:
@@ -210,7 +218,12 @@ def begin(work: Work, start: Model, stage: Stage) -> Model:
     asked = work.asked
     seen = sum(s.images for s in work.stages[: work.stages.index(stage) + 1])
     told = {"guidance": asked.guidance} if asked.scales is None else {"scales": [*asked.scales]}
-    origin = {"teacher": asked.name, "teacher_sha256": asked.weights, **told}
+    origin = {
+        "teacher": asked.name,
+        "teacher_sha256": asked.weights,
+        "ladder": work.ladder,
+        **told,
+    }
     model = make.student(start, stage.method, asked.scales)
     assert isinstance(model.denoiser, NetDenoiser)
     model.denoiser.null = work.plain
@@ -298,7 +311,7 @@ def same(said: Mapping[str, Any], asked: Asked, out: Path) -> tuple[Stage, ...]:
     differ = [
         f"{key} {_short(before.get(key))} -> {_short(now[key])}"
         for key in now
-        if key not in ("model", "name") and before.get(key) != now[key]
+        if key not in _CALLED and before.get(key) != now[key]
     ]
     if differ:
         raise UsageError(
