@@ -312,8 +312,9 @@ def for_steps(
     A preset that `tune` found for so many steps comes first, guided for guided sampling. Else, for
     another number than the preset's, it is the best of `DEFAULTS` at the nearest. Nothing is
     taken for fewer than 3 steps, far from all that was measured; for a preset that draws noise;
-    for models that were made for few steps and follow no ODE, which are consistency models and
-    presets of fewer than `FEW` steps; and for processes on which the solver cannot start.
+    for models that were made for few steps and follow no ODE, which are students, consistency
+    models and presets of fewer than `FEW` steps; and for processes on which the solver cannot
+    start.
 
     Args:
         model: has the preset and the tuned ones.
@@ -337,7 +338,7 @@ def for_steps(
         return {**asked, **own_way}, f"{steps} steps: {why}"
     solver = SAMPLERS[own.sampler](own.eta, own.steps) if own.sampler in SAMPLERS else None
     consistent = isinstance(model.denoiser, NetDenoiser) and model.denoiser.param is CONSISTENCY
-    made_for_few = consistent or own.steps < FEW
+    made_for_few = consistent or own.steps < FEW or bool(model.student)
     if steps in (1, 2, own.steps) or made_for_few or solver is None or solver.stochastic:
         return dict(asked), ""
     budget = min(DEFAULTS[guided], key=lambda n: abs(math.log(n / steps)))

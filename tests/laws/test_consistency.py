@@ -318,6 +318,17 @@ def test_presets_are_the_published_ways(name: str) -> None:
     got = (type(goal.pairs), type(goal.metric), goal.by_gap, goal.teacher is not None,
            goal.target is not None)  # fmt: skip
     assert got == want
+    said = {
+        "consistency-distillation": ["OnGrid(points=Fixed(points=18), ", "PseudoHuber(c=None)"],
+        "consistency-training": [
+            "Growing(total=80, s0=2, s1=150, mu0=0.9)",
+            "normal=None",
+            "L2()",
+        ],
+        "ict": ["Doubling(total=80, s0=10, s1=1280)", "normal=(-1.1, 2.0)", "PseudoHuber(c=None)"],
+        "ect": ["Easy(every=10, mean=-1.1, std=2.0, ", "PseudoHuber(c=0.0)"],
+    }[name]
+    assert [word for word in said if word not in repr(goal)] == []
     net = NetDenoiser(Drops().double(), p)
     losses = goal(net, C * normal(16, 6), None, 40, generator(0))
     assert losses.shape == (16,)

@@ -378,3 +378,23 @@ def test_auto_precision_asks_the_objective(tmp_path, monkeypatch):
     assert not torch.equal(ends["bf16-Consistency"], ends["fp32-Consistency"])
     assert torch.equal(ends["auto-Denoising"], ends["bf16-Denoising"])
     assert not torch.equal(ends["auto-Denoising"], ends["fp32-Denoising"])
+
+
+def test_an_objective_that_takes_fp32_has_all_its_digits_on_a_gpu(tmp_path):
+    """cuDNN would convolve in TF32; the caller's setting comes back."""
+
+    class Looks:
+        def __init__(self, goal):
+            self.goal, self.precision = goal, getattr(goal, "precision", "auto")
+            self.seen = set()
+
+        def __call__(self, *args):
+            self.seen.add(torch.backends.cudnn.allow_tf32)
+            return self.goal(*args)
+
+    assert torch.backends.cudnn.allow_tf32
+    for goal, short in ((distill.PRESETS["ect"](None, 4), False), (Denoising(), True)):
+        looks, out = Looks(goal), tmp_path / str(short)
+        fit(toy.model(), toy.images(), looks, toy.config(1), out, device="cpu")
+        assert looks.seen == {short}
+    assert torch.backends.cudnn.allow_tf32

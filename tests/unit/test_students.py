@@ -58,12 +58,24 @@ def test_a_large_budget_buys_larger_batches(images: float, batch: int) -> None:
     assert stage.batch_size == batch
 
 
-def test_a_budget_that_is_too_small_says_how_much() -> None:
-    for build in (lambda n: plan.ladder(1, n), lambda n: plan.single("ect", 1, n)):
-        with pytest.raises(plan.TooSmall) as found:
-            build(1000.0)
-        assert 0 < found.value.share < 1
-        build(1.01 * 1000.0 / found.value.share)
+BUILDS = {
+    "ect": lambda n: plan.single("ect", 1, n),
+    **{f"to {to}": lambda n, to=to: plan.ladder(to, n) for to in (1, 4, 16)},
+    **{f"{to}, told": lambda n, to=to: plan.ladder(to, n, guided=True) for to in (1, 2, 4, 16)},
+    "from 32, told": lambda n: plan.ladder(4, n, 32, guided=True),
+}
+
+
+@pytest.mark.parametrize("images", [10.0, 1000.0])
+@pytest.mark.parametrize("name", BUILDS)
+def test_a_budget_that_is_too_small_says_how_much(name: str, images: float) -> None:
+    """The share that is said is true: so much is enough, and a little less is not."""
+    with pytest.raises(plan.TooSmall) as found:
+        BUILDS[name](images)
+    assert 0 < found.value.share < 1
+    BUILDS[name](1.001 * images / found.value.share)
+    with pytest.raises(plan.TooSmall):
+        BUILDS[name](0.98 * images / found.value.share)
 
 
 @pytest.mark.parametrize("to", [3, 5, 48, 64])
@@ -107,6 +119,18 @@ def test_a_network_that_says_eps_becomes_one_that_says_both(outputs: int) -> Non
     assert float((got - want).abs().max()) < 1e-4
     again = from_description(student.describe())
     assert again.denoiser.param is BOTH
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("method", ["progressive", "ect"])
+def test_a_student_of_a_student_that_says_both_begins_as_it(outputs: int, method: str) -> None:
+    """The ladder's second stage, of a teacher that said eps."""
+    first = make.student(model(EPS, Tabulated(), outputs), "progressive")
+    second = make.student(first, method)
+    x, t, y = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 0.5, 0.01]), torch.tensor([0, 1, -1])
+    with torch.no_grad():
+        want = first.denoiser.eval()(x, t, y).x0
+        assert torch.equal(second.denoiser.eval()(x, t, y).x0, want)
 
 
 def test_a_network_that_says_the_image_becomes_one_that_says_both() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewstep.data.images import Images
+from fewstep.denoiser import NetDenoiser
 from fewstep.errors import MemoryShort, ResourceError
 from fewstep.students import Asked, Cost, Pace, Stage, Work, budgeted, make, plan, run
 from fewstep.train import checkpoint, ema
@@ -56,6 +57,7 @@ def test_copy_errors_and_checkpoints_are_timed(monkeypatch) -> None:
     stages = (stage(),)
     slower(monkeypatch, run, "apart", 2 * SLOW)
     slower(monkeypatch, checkpoint, "write", SLOW)
+    monkeypatch.setattr("fewstep.students.pace.FIRST_SAMPLE", 1e9)  # no early one, however slow
     pace = Pace(work(), PATIENCE)
     cost = pace.of(stages, 0)
     assert cost.shown >= 2 * SLOW
@@ -71,7 +73,7 @@ def test_a_way_of_training_is_timed_once(monkeypatch) -> None:
     monkeypatch.setattr(
         Pace, "_timed", lambda self, s, i, parts: tried.append(s[i]) or real(self, s, i, parts)
     )
-    pace = Pace(work(), 0.0)
+    pace = Pace(work(), 0.001)
     pace.seconds((stage(steps=4), stage(steps=2), stage(steps=1, batch=16)))
     assert [(s.batch_size, s.steps) for s in tried] == [(8, 4), (16, 1)]
     few, many = (pace.of((stage(steps=n),), 0) for n in (1, 4))
@@ -112,9 +114,55 @@ def test_a_trial_leaves_everything_as_it_was(tmp_path) -> None:
 def test_all_methods_are_timed(asked, ways) -> None:
     changes = {"scales": (1.0, 3.0)} if asked is not None else {"method": ways[0][0]}
     stages = tuple(stage(method, 8, steps) for method, steps in ways)
-    pace = Pace(work(**changes), 0.0)
+    pace = Pace(work(**changes), 0.001)
     assert pace.seconds(stages) > 0
     assert pace.evaluation > 0
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"guidance": 2.0}, {"scales": (1.0, 3.0)}, {"method": "ect"}]
+)
+def test_an_evaluation_is_one_of_a_network(monkeypatch, asked) -> None:
+    """A copy error that takes as long as all that it evaluates gives the time of one."""
+    ways = {"scales": [("guided", 4), ("progressive", 2)], "method": [("ect", 2)]}
+    of = next((k for k in ways if k in asked), "")
+    stages = tuple(stage(m, 8, n) for m, n in ways.get(of, [("progressive", 2)]))
+    clock = [0.0]
+    real = NetDenoiser.forward
+
+    def forward(self, x_t, t, cond=None):
+        clock[0] += len(x_t)
+        return real(self, x_t, t, cond)
+
+    monkeypatch.setattr(NetDenoiser, "forward", forward)
+    monkeypatch.setattr(Pace, "_now", lambda _: clock[0])
+    for i in range(len(stages)):
+        pace = Pace(work(**asked), 0.001)
+        pace.of(stages, i)
+        assert pace.evaluation == pytest.approx(1.0)
+
+
+def test_to_find_out_what_fits_takes_no_time(monkeypatch, tmp_path) -> None:
+    """A plan that goes on is tried for its memory: one copy error, no checkpoint."""
+    shown = []
+    monkeypatch.setattr(run, "apart", lambda *_: shown.append(1) or 0.0)
+    monkeypatch.setattr(checkpoint, "write", lambda *_, **__: pytest.fail("was written"))
+    stages = (stage(),)
+    assert Pace(work(out=tmp_path / "x"), 0.0).fitted(stages) == stages
+    assert shown == [1]
+
+
+def test_a_checkpoint_is_tried_in_the_folder_that_is_there(monkeypatch, tmp_path) -> None:
+    """What lies above it may refuse."""
+    tried = []
+    real = checkpoint.write
+    monkeypatch.setattr(
+        checkpoint, "write", lambda p, *a, **k: tried.append(p.parent.parent) or real(p, *a, **k)
+    )
+    Pace(work(out=tmp_path), 0.001).of((stage(),), 0)
+    Pace(work(out=tmp_path / "not" / "there"), 0.001).of((stage(),), 0)
+    assert tried == [tmp_path, tmp_path]
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- memory
@@ -214,11 +262,12 @@ class Linear(Pace):
 
 @pytest.mark.parametrize("budget", [40.0, 90.0, 600.0, 7200.0])
 @pytest.mark.parametrize("rates", [(1e-3, 0.0, 0.0), (1e-4, 0.01, 0.0), (1e-4, 0.005, 0.02)])
+@pytest.mark.parametrize("told", [False, True], ids=["", "told"])
 @pytest.mark.parametrize("to", [1, 4])
-def test_a_plan_takes_what_its_budget_says(budget: float, rates, to: int) -> None:
+def test_a_plan_takes_what_its_budget_says(budget: float, rates, to: int, told: bool) -> None:
     """Whatever a step costs at which batch, and however much its copy errors do."""
     pace = Linear(*rates)
-    stages = budgeted(pace, lambda n: plan.ladder(to, n), budget)
+    stages = budgeted(pace, lambda n: plan.ladder(to, n, guided=told), budget)
     assert 0.85 * budget <= pace.seconds(stages) <= 1.05 * budget
 
 

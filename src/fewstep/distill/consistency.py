@@ -68,9 +68,9 @@ class Consistency:
     name: str = ""
 
     precision: ClassVar[str] = "fp32"
-    """What training it takes: late pairs lie so close together that what bf16 rounds off is as
-    large as how far apart their values are (on digits, at r = 0.99 u, the loss rises by half and
-    its gradient turns by 40 degrees or more)."""
+    """What training it takes, on a GPU without TF32: late pairs lie so close together that what
+    bf16 rounds off is as large as how far apart their values are (on digits, at r = 0.99 u, the
+    loss rises by half and its gradient turns by 40 degrees or more)."""
 
     def __post_init__(self) -> None:
         """Check the solver."""

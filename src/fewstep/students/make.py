@@ -114,7 +114,10 @@ def student(model: Model, method: str, scales: tuple[float, float] | None = None
             f"param {own.param!r}: a network that says this is not distilled by {method}; allowed "
             "are V, EDM, BOTH, EPS and X0"
         )
-    net = _reshaped(own.net, model.shape[0], own.param if convert else None)
+    if own.param is BOTH:
+        net = copy.deepcopy(own.net)
+    else:
+        net = _reshaped(own.net, model.shape[0], own.param if convert else None)
     for part in net.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -265,7 +268,7 @@ def config(stage: Stage, seed: int) -> FitConfig:
         steps=stage.updates,
         batch_size=stage.batch_size,
         lr=stage.lr,
-        warmup=0 if progressive else min(100, stage.updates // 10),
+        warmup=min(100, stage.updates // 10),
         decay="linear" if progressive else "cosine",
         weight_decay=0.0,
         clip=1.0 if progressive else 1e6,  # weights of 1 / (u - r) make large gradients

@@ -16,7 +16,7 @@ import torch
 
 from fewstep.errors import MemoryShort, ResourceError
 from fewstep.students import run
-from fewstep.students.plan import GUIDED, PROGRESSIVE, START, Stage, TooSmall
+from fewstep.students.plan import Stage, TooSmall
 from fewstep.train import checkpoint, engine
 from fewstep.train.fit import FIRST_SAMPLE, begun
 from fewstep.train.log import say
@@ -48,7 +48,7 @@ class Pace:
 
     Args:
         work: what is asked for, teacher, images and device; its stages are of no matter.
-        patience: seconds that a trial takes at least.
+        patience: seconds that a trial takes at least; 0 only finds out what fits into memory.
 
     Attributes:
         known: costs, and the steps of the student, by method, batch and whether the teacher is
@@ -154,6 +154,9 @@ class Pace:
                 state.step %= stage.updates
                 done += 1
             step = (self._now() - began) / done
+            if not self.patience:
+                run.apart(by, state.averaged(), stage)
+                return Cost(step, 0.0, 0.0, parts)
             shown = self._shown(by, state, stage)
             return Cost(step, shown, self._saved(state), parts)
 
@@ -164,16 +167,14 @@ class Pace:
         began = self._now()
         run.apart(by, taught, stage)
         seconds = self._now() - began
-        twice = 2 if self.work.asked.guidance != 1 and by.scales is None else 1
-        theirs = {PROGRESSIVE: 2 * twice * stage.steps, GUIDED: 2 * stage.steps}
-        count = theirs.get(stage.method, twice * START) + stage.steps
+        count = sum(way.nfe for way in run.walks(by, taught, stage))
         self.evaluation = seconds / (run.COPIED * count)
         return seconds
 
     def _saved(self, state: TrainState) -> float:
         """Return the seconds of a checkpoint, on the disk of the work."""
         out = Path(self.work.out).absolute()
-        ground = next(p for p in out.parents if p.is_dir())
+        ground = next(p for p in (out, *out.parents) if p.is_dir())
         try:
             with tempfile.TemporaryDirectory(prefix=".fewstep-", dir=ground) as place:
                 began = self._now()

@@ -34,14 +34,19 @@ LATE = 2
 """Students of so few steps get twice the updates: their step is the longest (section 4 of the
 paper has 100 thousand for the last two stages and 50 for the others)."""
 _LR = {
-    PROGRESSIVE: 3e-4,
+    PROGRESSIVE: 1e-4,
     GUIDED: 3e-4,
     "consistency-distillation": 4e-4,
     "consistency-training": 4e-4,
     "ect": 3e-4,
 }
 """Peak learning rates for networks of a million parameters, which bear more than those of the
-papers, fifty times as large: 5e-5 and 1e-4 for progressive distillation and ECT."""
+papers, fifty times as large: 5e-5 and 1e-4 for progressive distillation and ECT. Early students of
+a ladder begin so near to what they are to learn that more leads them away from it: on MNIST, 120
+updates to 16 steps leave a copy error of 0.024 at 3e-5, of 0.083 at 3e-4, and of 0.037 without any
+training; to 1 step, on digits, 400 updates leave 0.084 at 1e-4 and 0.066 at 3e-4."""
+_LATE_LR = 3e-4
+"""That of progressive students of at most `LATE` steps."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,10 @@ def ladder(
         shares = [2.0 if n <= LATE else 1.0 for n in counts]
         if guided:
             ways, counts, shares = [GUIDED, *ways], [first, *counts], [2.0, *shares]
-        each = images / sum(shares)
-        if each >= LEAST * _least(most) or first == starts[-1]:
+        each, needed = images / sum(shares), LEAST * _least(most)
+        if first == starts[-1] and each * min(shares) < needed:
+            raise TooSmall(each * min(shares) / needed)
+        if each >= needed or first == starts[-1]:
             return tuple(
                 _stage(way, n, share * each, most)
                 for way, n, share in zip(ways, counts, shares, strict=True)
@@ -200,4 +207,5 @@ def _stage(name: str, steps: int, images: float, most: int | None = None) -> Sta
     updates = round(images / batch)
     if updates < LEAST:
         raise TooSmall(images / batch / LEAST)
-    return Stage(name, steps, updates, batch, _LR.get(name, 1e-4))
+    late = name == PROGRESSIVE and steps <= LATE
+    return Stage(name, steps, updates, batch, _LATE_LR if late else _LR.get(name, 1e-4))

@@ -7,7 +7,6 @@ teacher; and at the end `student/`, the model to keep.
 
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import time
@@ -251,20 +250,34 @@ def apart(by: make.Taught, taught: Model, stage: Stage) -> float:
     cond: Cond = None
     if taught.classes:
         cond = torch.arange(COPIED, device=device) % len(taught.classes)
+    # no more at once than is trained on at once, where memory is short
+    size = COPIED if stage.accumulate == 1 else stage.batch_size // stage.accumulate
+    theirs, ours = (
+        solvers.generate(way.denoiser, shape, way.times, way.solver, cond, batch_size=size)
+        for way in walks(by, taught, stage)
+    )
+    return float((theirs - ours).square().mean().sqrt())
+
+
+def walks(by: make.Taught, taught: Model, stage: Stage) -> tuple[sampling.Plan, sampling.Plan]:
+    """Return how a teacher and its student are sampled for a copy error, see `apart`.
+
+    Args:
+        by: what the student learns from.
+        taught: the student, with its preset.
+        stage: its stage.
+    """
     scale, frozen = taught.sampling.guidance_scale, by.teacher
     stride = (len(by.times) - 1) // (2 * stage.steps) if stage.method == PROGRESSIVE else 1
     if stage.method == GUIDED:
         frozen = guide.ClassifierFree(frozen, scale)
     elif by.scales is not None:
         frozen = guide.Taught(frozen, scale)
-    # no more at once than is trained on at once, where memory is short
-    size = COPIED if stage.accumulate == 1 else stage.batch_size // stage.accumulate
-    walk = functools.partial(solvers.generate, batch_size=size)
-    theirs = walk(frozen, shape, by.times[::stride], solvers.DDIM(), cond)
+    times, solver = by.times[::stride], solvers.DDIM()
+    theirs = sampling.Plan(frozen, times, solver, solvers.nfe(frozen, times, solver))
     once = {"steps": 1} if taught.sampling.sampler == "consistency" else {}
-    way = sampling.plan(taught, sampling.changed(taught.sampling, {**once, "clip": False}))
-    ours = walk(way.denoiser, shape, way.times, way.solver, cond)
-    return float((theirs - ours).square().mean().sqrt())
+    ours = sampling.changed(taught.sampling, {**once, "clip": False})
+    return theirs, sampling.plan(taught, ours)
 
 
 def place(out: Path, stage: Stage) -> Path:

@@ -168,6 +168,18 @@ def memory(advice: str) -> Iterator[None]:
         raise MemoryShort(f"out of memory: {advice}") from e
 
 
+@contextmanager
+def all_digits() -> Iterator[None]:
+    """Let a GPU convolve in float32 as it is: by default it keeps 10 of 23 bits (TF32)."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
 class Signals:
     """Turn SIGTERM, SIGUSR1 and SIGINT into a wish to stop after the current step.
 

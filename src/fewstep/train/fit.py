@@ -104,7 +104,7 @@ def begun(
     own = getattr(objective, "precision", "auto")  # some lose their signal in bf16
     wanted = own if config.precision == "auto" else config.precision
     bf16 = engine.pick_precision(wanted, place) == "bf16"
-    stepper = Stepper(images, objective, config, procs, place, bf16)
+    stepper = Stepper(images, objective, config, procs, place, bf16, exact=own == "fp32")
     times = getattr(objective, "times", None)
     learned = times if isinstance(times, LossSecondMoment) else None
     memory = getattr(objective, "memory", learned)

@@ -29,6 +29,7 @@ class Stepper:
         procs: the processes that train together.
         device: where this one trains.
         bf16: whether the network computes in bfloat16 (autocast; weights stay float32).
+        exact: whether it computes in float32 to its last digits, without a GPU's short cut TF32.
 
     Raises:
         UsageError: the batch cannot be cut into equal micro-batches.
@@ -40,6 +41,7 @@ class Stepper:
     procs: engine.Processes
     device: torch.device
     bf16: bool
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Check that the batch can be shared out."""
@@ -61,7 +63,9 @@ class Stepper:
             NumericError: loss or gradient is not finite; nothing was changed.
         """
         share = self.config.batch_size // self.procs.num_processes // self.config.accumulate
-        with engine.memory(f"{share} images at a time are too many; raise train.accumulate"):
+        digits = engine.all_digits() if self.exact else nullcontext()
+        advice = f"{share} images at a time are too many; raise train.accumulate"
+        with engine.memory(advice), digits:
             losses, ids = self._gradient(state.step, denoiser)
         weights = state.net.parameters()
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.clip)
