@@ -78,6 +78,12 @@ def test_a_budget_that_is_too_small_says_how_much(name: str, images: float) -> N
         BUILDS[name](0.98 * images / found.value.share)
 
 
+def test_the_rate_of_a_ladder_goes_with_the_step() -> None:
+    """Twice the steps, half the rate; those of one step have no more than 3e-4."""
+    stages = plan.ladder(1, 1e6)
+    assert [s.lr for s in stages] == pytest.approx([2.5e-5, 5e-5, 1e-4, 2e-4, 3e-4])
+
+
 @pytest.mark.parametrize("to", [3, 5, 48, 64])
 def test_halving_ends_at_powers_of_two(to: int) -> None:
     with pytest.raises(UsageError, match=r"--to \d+: the halving .* 1, 2, 4, 8, 16 or 32"):
