@@ -92,9 +92,8 @@ def test_a_student_of_every_kind_of_teacher(capsys, kind, method):
     given = {"classes": numbered(2), **KINDS[kind]}
     words = teacher("a teacher", **given)
     start = "8" if kind.startswith("eps") else "4"  # in two stages: a student of a student
-    distilled(
-        capsys, words, *(("--start", start) if method == "progressive" else ()), method=method
-    )
+    way = ("--start", start) if method == "progressive" else ()
+    distilled(capsys, words, *way, method=method, images=60 * 32)
     said = described("st u/student")
     classes, steps = given["classes"], 2
     assert said["classes"] == list(classes)
