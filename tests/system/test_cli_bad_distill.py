@@ -65,6 +65,7 @@ def folder(tmp_path, monkeypatch):
             ("--to", "4", "--guidance-range", "1..4", "--guidance-scale", "2"),
             ("--guidance-scale and --guidance-range",),
         ),
+        (("--to", "4", "--budget", "10s", "--images", "9600"), ("--budget and --images", "one")),
         (("--to", "4", "-n", "5"), ("-n 5", "at least 20")),
         (("--to", "4", "--seed", "-1"), ("--seed -1", "2^64-1")),
         (("--to", "4", "--device", "cuda:9"), ("cuda:9", "cpu")),
@@ -194,7 +195,22 @@ def test_places_that_are_taken(capsys):
     assert everything(".") == before
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"asked": {}}', '{"asked": {}, "stages": [{}]}'])
+ASKED = (
+    '{"model": "digits", "weights": "", "guidance": 1, "method": "progressive", "to": 4, '
+    '"seed": 0, "data": ""}'
+)
+STAGE = '{"method": "progressive", "steps": 4, "updates": UPDATES, "batch_size": 32, "lr": 1e-4}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[]", '{"asked": {}}', '{"asked": {}, "stages": [{}]}',
+        '{"asked": null, "stages": []}',
+        *(f'{{"asked": {ASKED}, "stages": [{STAGE.replace("UPDATES", word)}]}}'
+          for word in ('"x"', "-5", "1.5")),
+    ],
+)  # fmt: skip
 def test_a_damaged_record(capsys, text):
     Path("begun").mkdir()
     Path("begun/distill.json").write_text(text)

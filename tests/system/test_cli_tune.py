@@ -105,14 +105,14 @@ def test_refuses_a_place_that_is_taken(run, capsys, tmp_path):
 
 def test_interrupted_it_keeps_what_was_found(run, tmp_path):
     mine = copy(run, tmp_path / "mine")
-    words = ("tune", mine, "--steps", "1,60", "-n", "8")
+    words = ("tune", mine, "--steps", "1,60", "-n", "16")
     job = process(*words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert job.stdout is not None
     for line in job.stdout:
         if "(untuned)" in line:
             break
     newest = checkpoints(mine)[-1]
-    for _ in range(200):
+    for _ in range(1000):
         if "tuned" in described(newest):
             break
         signal.sigtimedwait([], 0.05)

@@ -55,7 +55,9 @@ def distill(  # budget: table
     budget: Annotated[
         float | None,
         typer.Option(
-            parser=options.duration, metavar="TIME", help="of training: 90s, 2h; by default 10m"
+            parser=options.duration,
+            metavar="TIME",
+            help="of training: 90s, 2h, or minutes; by default 10m",
         ),
     ] = None,
     images: Annotated[
@@ -124,6 +126,8 @@ def distill(  # budget: table
     wish = Wish(
         to, method, budget, images, guidance_scale, told, start, data, number, seed, device
     )
+    if budget is not None and images is not None:
+        raise UsageError("--budget and --images: give one of them")
     said = [name for name in context.params if options.said(context, name)]
     folder, wish, model = _again(model, wish, out, said)
     judged.rules(climb.RULES, wish.number, None, "fp32")  # refuses a number too small to judge

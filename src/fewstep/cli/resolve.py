@@ -99,6 +99,7 @@ def _student(path: Path) -> Path:
     """
     if not (path / STUDENT / "manifest.json").is_file():
         from fewstep.cli import wished
+        from fewstep.cli.console import command
         from fewstep.students import run
 
         said = None
@@ -107,7 +108,8 @@ def _student(path: Path) -> Path:
         if said is not None and said.get(wished.FAILED):
             raise CheckpointError(wished.failure(said, path))
         raise CheckpointError(
-            f"{path}: this distillation has no student yet; fewstep distill {path} goes on with it"
+            f"{path}: this distillation has no student yet; {command('distill', str(path))} goes "
+            "on with it"
         )
     return path / STUDENT
 

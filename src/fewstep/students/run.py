@@ -308,8 +308,12 @@ def planned(out: Path) -> dict[str, Any] | None:
         if said["asked"].get("scales") is not None:
             said["asked"]["scales"] = tuple(said["asked"]["scales"])
         Asked(**said["asked"])
-        [Stage(**stage) for stage in said["stages"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        for stage in said["stages"]:
+            plan = Stage(**stage)
+            counts = (plan.steps, plan.updates, plan.batch_size, plan.accumulate)
+            if not all(isinstance(n, int) and n > 0 for n in counts):
+                raise ValueError(f"a stage of {counts}: whole numbers above 0 are allowed")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path}: cannot be read ({e}); choose another -o") from None
     return said
 
