@@ -37,6 +37,15 @@ START = (
 )
 
 
+def settle(tmp_path, monkeypatch):
+    """Go into a folder whose name holds a space, in a hurry; return it."""
+    place = tmp_path / "a b"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    hasten(monkeypatch)
+    return place
+
+
 def hasten(monkeypatch):
     """Let commands of this process be content with little."""
     monkeypatch.setattr(plan, "LEAST", UPDATES)

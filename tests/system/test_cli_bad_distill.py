@@ -18,12 +18,7 @@ WAY = ("--method", "progressive", "--images", "3200")
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Work in a folder whose name holds a space, in a hurry."""
-    place = tmp_path / "a b"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    distilling.hasten(monkeypatch)
-    return place
+    return distilling.settle(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +33,8 @@ def folder(tmp_path, monkeypatch):
         (("--to", "16", "--method", "ect"), ("--to 16", "1..8 of --method ect", "progressive")),
         (("--to", "4", "--start", "4"), ("--start 4", "above --to 4")),
         (("--to", "4", "--start", "2"), ("--start 2", "above --to 4")),
-        (("--to", "4", "--start", "6"), ("--start 6", "not halved to 4", "8 steps")),
+        (("--to", "4", "--start", "6"), ("--start 6", "not halved to 4", "8 steps, 16, 32")),
+        (("--to", "4", "--data", ""), ("--data ''", "must be")),
         (("--to", "4", "--start", "1"), ("--start 1", "2..4096")),
         (("--to", "3", "--start", "8"), ("--start 8", "not of ect")),
         (("--to", "4", "--method", "progresive"), ("progresive", 'did you mean "progressive"')),
@@ -151,7 +147,7 @@ def test_data_that_do_not_fit(capsys):
     other = folders("other", names=("a", "c"))
     refused(call(capsys, *more, "--data", other), 3, 'missing "b"', 'new "c"')  # K11
     np.savez("large.npz", arr_0=np.zeros((30, 12, 12, 1), np.uint8), arr_1=np.arange(30) % 2)
-    refused(call(capsys, *more, "--data", "large.npz"), 2, "1x12x12", "1x8x8")
+    refused(call(capsys, *more, "--data", "large.npz"), 3, "large.npz", "1x12x12", "1x8x8")
     wide = saved("wide", classes=(), shape=(3, 64, 64))
     np.savez("wide.npz", arr_0=np.zeros((30, 64, 64, 3), np.uint8))
     named = ("3x64x64", "too many pixels")
@@ -223,7 +219,14 @@ def test_a_damaged_record(capsys, text):
 def test_help_says_what_there_is(capsys):
     code, out, _ = call(capsys, "distill", "--help")
     assert code == 0
-    for word in ("--to", "--budget", "by default 10m", "by default 1000", "--guidance-range"):
+    for word in (
+        "--to",
+        "--budget",
+        "by default 10m",
+        "by default 1000",
+        "--guidance-range",
+        "runs/",
+    ):
         assert word in " ".join(out.split())
     assert "protocol" not in out
 

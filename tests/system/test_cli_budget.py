@@ -19,21 +19,10 @@ SLOW = 0.1  # seconds, that a step takes longer: most of its time
 SHORT = ("--to", "4", "--method", "progressive", "--start", "8", "-n", "20")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Train each judge once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def teacher(tmp_path, monkeypatch):
     """A teacher of random weights and its images, in a folder whose name holds a space."""
-    place = tmp_path / "a b"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    distilling.hasten(monkeypatch)
+    distilling.settle(tmp_path, monkeypatch)
     monkeypatch.setattr("fewstep.cli.climb._worse", lambda *_: False)
     return saved("one"), "--data", folders("images")
 
@@ -73,6 +62,9 @@ def test_a_budget_is_what_training_takes(teacher, capsys, monkeypatch):
     assert code == 0, err
     spent = int(re.search(r"^(\d+) of \d+ s were training", err, re.M).group(1))
     assert 6 <= spent <= 24
+    tried = re.findall(r"^  progressive: (.*) s for a step of 32 images", err, re.M)
+    assert len(tried) == 1
+    assert float(tried[0]) >= SLOW
     said = re.search(
         r"in all about 0:(\d\d) of training, copy errors and checkpoints included", err
     )

@@ -20,14 +20,6 @@ from tests.system.distilling import described, everything, started, weights
 WAY = ("--method", "progressive", "--start", "8", "-n", "40")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Train each judge once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A run on class folders, in folders whose names hold a space."""
@@ -47,15 +39,11 @@ def straight(teacher, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Work in a folder whose name holds a space, in a hurry."""
-    place = tmp_path / "a b"
-    place.mkdir()
-    monkeypatch.chdir(place)
     stub = tmp_path / "bin" / "fewstep"  # so that the printed commands are the short ones
     stub.parent.mkdir()
     stub.touch(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
-    distilling.hasten(monkeypatch)
-    return place
+    return distilling.settle(tmp_path, monkeypatch)
 
 
 # ---------------------------------------------------------------- the ladder, and what it leaves
@@ -66,17 +54,19 @@ def test_the_ladder_is_told_while_it_is_made(straight, teacher):
     for line in (
         "method progressive",
         "stage 1: 8 -> 4 steps, 60 updates of 32 images",
-        "stage 3: 2 -> 1 steps, 120 updates of 32 images",
+        "stage 3: 2 -> 1 step, 120 updates of 32 images",
         "4 steps, update 50: copy error 0.",
         "ETA",
     ):
         assert line in err, line
     assert f"teacher: {teacher}" in err
     rungs = [line for line in out.splitlines() if ": copy error" in line]
-    assert [line.split(" steps")[0] for line in rungs] == ["4", "2", "1"]
+    assert [line.split(":")[0] for line in rungs] == ["4 steps", "2 steps", "1 step"]
     counts = ["4 evaluations", "2 evaluations", "2 evaluations"]  # guided: two to a step
     assert all(f"; {n} of the teacher: " in line for n, line in zip(counts, rungs, strict=True))
     assert all("FD-classifier" in line for line in rungs)
+    heads = next(line for line in out.splitlines() if "FD-classifier" in line and "NFE" in line)
+    assert heads.index("FD-classifier") < heads.index("KD-pixels")  # what decides comes first
     assert {"student", "stages", "eval", "results.json", "report.html"} <= {
         each.name for each in place.iterdir()
     }
@@ -115,7 +105,7 @@ def test_the_last_line_is_a_command_that_works(straight, monkeypatch, capsys):
     assert words[at:] == ["sample", "st u", "--label=a", "-n", "16"]
     code, out, err = call(capsys, *words[at:])
     assert code == 0, err
-    assert "ddim 1 steps, 1 network evaluations each" in out
+    assert "ddim 1 step, 1 network evaluation each" in out
 
 
 def test_a_student_is_measured_by_the_images_of_its_teacher(straight, capsys, monkeypatch):
@@ -175,6 +165,29 @@ def test_stopped_and_killed_it_ends_with_the_same_bits(straight, teacher, folder
     assert p.returncode == 0, err
     assert weights(place / "student") == weights(straight[3] / "student")
     assert described(place / "student") == described(straight[3] / "student")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+@pytest.mark.parametrize("at", ["fewstep.students.Pace._timed", "fewstep.cli.climb._worse"])
+def test_a_signal_in_a_trial_or_between_stages(teacher, capsys, monkeypatch, at, number, code):
+    """It ends at once, with a line; what was trained stays, and the handlers are as before."""
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
+    words = ("distill", teacher, "--to", "2", *WAY, "--images", "3200", "-o", "st u")
+    with monkeypatch.context() as patch:
+        patch.setattr(at, lambda *_: os.kill(os.getpid(), number))
+        got, _, err = call(capsys, *words)
+    assert got == code, err
+    line = err.splitlines()[-1]
+    assert line.startswith(f"fewstep: stopped: {number.name}: what is finished is kept; the same")
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == before
+    stages = sorted(place.name for place in Path().glob("st u/stages/*"))
+    assert stages == ([] if at.endswith("_timed") else ["4"])
+    monkeypatch.setattr(climb, "_worse", lambda *_: False)
+    got, _, err = call(capsys, *words)
+    assert got == 0, err
+    assert ("stages/4: steps 0 to" in err) is at.endswith("_timed")
 
 
 def test_a_damaged_checkpoint_of_a_stage_is_passed_over(straight, capsys):
@@ -245,9 +258,20 @@ def test_the_teacher_is_gone(straight, teacher, capsys, folder):
     words = ("a run", "--to", "4", *WAY, "--images", "640", "-o", "st u")
     assert call(capsys, "distill", *words)[0] == 0
     Path("a run").rename("elsewhere")
-    refused(call(capsys, "distill", "st u"), 4, "st u", folder / "a run", "is gone")
+    line = refused(call(capsys, "distill", "st u"), 4, "st u", folder / "a run", "is gone")
     code, _, err = call(capsys, "sample", "st u", "--label", "a", "-n", "1", "-o", "x.png")
     assert code == 0, err
+    said, before = distillation.planned(Path("st u")), weights("st u/student")
+    advised = shlex.split(line.partition("in place of TEACHER: ")[2])
+    advised[advised.index("TEACHER")] = "elsewhere"
+    code, _, err = call(capsys, *advised[advised.index("distill") :])
+    assert code == 0, err
+    now = distillation.planned(Path("st u"))
+    assert Path(now["asked"]["model"]).is_relative_to(folder / "elsewhere")
+    moved = {"model": 0, "name": 0}
+    assert {**now, "asked": now["asked"] | moved} == {**said, "asked": said["asked"] | moved}
+    assert call(capsys, "distill", "st u")[0] == 0
+    assert weights("st u/student") == before
 
 
 def test_the_same_command_on_a_finished_one(straight, capsys, teacher):

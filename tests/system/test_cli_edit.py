@@ -8,7 +8,7 @@ from PIL import Image
 
 from fewstep.data.digits import digits
 from fewstep.report.picture import read_settings
-from system.cli_runs import call, process, refused
+from tests.system.cli_runs import call, process, refused
 
 
 @pytest.fixture(autouse=True)

@@ -1,35 +1,27 @@
 """`fewstep sample` and `fewstep edit` with a model that is sampled as a consistency model."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fewstep.denoiser import CONSISTENCY, NetDenoiser
 from fewstep.model import Model, Sampling
-from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import EDM
 from fewstep.report.picture import read_settings
 from fewstep.train import checkpoint
-from system.cli_runs import call, refused
+from tests.system.cli_runs import call, refused
+from tests.system.editing import answering, lower_half, made, pixels
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A consistency model of RGB images that learnt nothing, but answers differently to each."""
-    config = UNetConfig(3, 3, 8, width=8, mult=(1,), attention=(), heads=1, groups=4)
-    torch.manual_seed(0)
-    net = UNet(config)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
     where = tmp_path_factory.mktemp("models") / "few"
     own, two = Sampling("consistency", 1, "karras"), (80.0, 1.382)
     tuned = {2: Sampling("consistency", 2, "karras", levels=two)}
-    denoiser = NetDenoiser(net, EDM(), CONSISTENCY)
+    denoiser = NetDenoiser(answering(), EDM(), CONSISTENCY)
     checkpoint.save_model(Model(denoiser, (3, 8, 8), sampling=own, tuned=tuned), where)
     return where
 
@@ -41,21 +33,8 @@ def folder(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for name, shape in {"a": (8, 8, 3), "small": (4, 4, 3), "grey": (8, 8)}.items():
         Image.fromarray(rng.integers(60, 200, shape, dtype=np.uint8)).save(f"{name}.png")
-    mask = np.zeros((8, 8), np.uint8)
-    mask[4:] = 255
-    Image.fromarray(mask).save("mask.png")
+    lower_half("mask.png")
     return tmp_path
-
-
-def pixels(path):
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def made(capsys, *words):
-    """Return what the command says in JSON."""
-    code, out, err = call(capsys, *words, "--scale", "1", "-o", "x.png", "--format", "json")
-    assert code == 0, err
-    return json.loads(out)
 
 
 def test_samples_of_one_step_of_two_and_over_levels_of_ones_own(capsys, model):
@@ -98,7 +77,7 @@ def test_a_sketch_takes_the_steps_of_the_model(capsys, model):
     assert (pixels("x.png") == pixels("a.png")).all()
     code, out, _ = call(capsys, "edit", "stroke", model, "a.png", "-o", "x.png")
     assert code == 0
-    assert "1 images, consistency 1 steps, 1 network evaluations each" in out
+    assert "1 image, consistency 1 step, 1 network evaluation each" in out
 
 
 def test_the_ends_of_a_walk_are_the_samples_of_its_seeds(capsys, model):

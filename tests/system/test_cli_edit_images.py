@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fewstep.cli import made
 from fewstep.data.digits import digits
 from fewstep.denoiser import NetDenoiser
 from fewstep.model import Model, Sampling
-from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import Cosine
 from fewstep.report.picture import read_settings
 from fewstep.train import checkpoint
-from system.cli_runs import call, process, refused
+from tests.system.cli_runs import call, process, refused
+from tests.system.editing import answering, lower_half, pixels
 
 IN = ("inpaint", "digits", "3.png", "--mask", "mask.png")
 WEIGHTS = np.array([0.2989, 0.5870, 0.1140])
@@ -32,9 +31,7 @@ def folder(tmp_path, monkeypatch):
     for k in (3, 7):
         pixels = held.pixels[int(np.flatnonzero(np.asarray(held.labels) == k)[0]), 0]
         Image.fromarray(np.asarray(pixels)).save(f"{k}.png")
-    mask = np.zeros((8, 8), np.uint8)
-    mask[4:] = 255
-    Image.fromarray(mask).save("mask.png")
+    lower_half("mask.png")
     Image.open("3.png").resize((4, 4), Image.Resampling.BOX).save("small.png")
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save("photo.jpg")
@@ -44,21 +41,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def rgb(tmp_path_factory):
     """A model of RGB images that learnt nothing, but answers differently to each."""
-    config = UNetConfig(3, 3, 8, width=8, mult=(1,), attention=(), heads=1, groups=4)
-    torch.manual_seed(0)
-    net = UNet(config)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
     where = tmp_path_factory.mktemp("models") / "rgb"
-    model = Model(NetDenoiser(net, Cosine()), (3, 8, 8))
+    model = Model(NetDenoiser(answering(), Cosine()), (3, 8, 8))
     checkpoint.save_model(replace(model, sampling=Sampling(steps=4)), where)
     return where
-
-
-def pixels(path):
-    """Return a picture that is not enlarged, as numbers."""
-    return np.asarray(Image.open(path)).astype(int)
 
 
 def tiles(path, columns):

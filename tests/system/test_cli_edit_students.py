@@ -1,34 +1,26 @@
 """`fewstep edit` with students, which begin their steps where they were trained alone."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fewstep.denoiser import NetDenoiser
 from fewstep.model import Model, Sampling
-from fewstep.nets.unet import UNet, UNetConfig
 from fewstep.process import EDM, Cosine
 from fewstep.report.picture import read_settings
 from fewstep.train import checkpoint
-from system.cli_runs import call, refused
+from tests.system.cli_runs import call, refused
+from tests.system.editing import answering, lower_half, made, pixels
 
 LEVELS = (80.0, 0.8, 0.2)
 
 
 def saved(where, sampling, process, **student):
     """Save a student that learnt nothing, but answers differently to each image."""
-    config = UNetConfig(3, 3, 8, width=8, mult=(1,), attention=(), heads=1, groups=4)
-    torch.manual_seed(0)
-    net = UNet(config)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model = Model(NetDenoiser(net, process), (3, 8, 8), sampling=sampling, student=student)
+    model = Model(NetDenoiser(answering(), process), (3, 8, 8), sampling=sampling, student=student)
     checkpoint.save_model(model, where)
     return where
 
@@ -54,21 +46,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(60, 200, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("a.png")
-    mask = np.zeros((8, 8), np.uint8)
-    mask[4:] = 255
-    Image.fromarray(mask).save("mask.png")
+    lower_half("mask.png")
     return tmp_path
-
-
-def pixels(path):
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def made(capsys, *words):
-    """Return what the command says in JSON."""
-    code, out, err = call(capsys, *words, "--scale", "1", "-o", "x.png", "--format", "json")
-    assert code == 0, err
-    return json.loads(out)
 
 
 # ---------------------------------------------------------------- consistency students
@@ -153,7 +132,7 @@ def test_a_sketch_gets_the_noise_of_a_time_that_the_student_knows(capsys, halved
     assert (told["steps"], told["nfe"]) == (k, k)
     assert told["strength"] == pytest.approx(k / n if k < n else 1.0, abs=1e-3)
     assert told["strength_asked"] == strength
-    code, out, _ = call(
+    code, out, err = call(
         capsys, "edit", "stroke", student, "a.png", "--strength", strength, "-o", "x.png"
     )
     assert code == 0
@@ -161,6 +140,7 @@ def test_a_sketch_gets_the_noise_of_a_time_that_the_student_knows(capsys, halved
         f"strength {told['strength']:.3g} in place of {strength:g}, as the student knows no noise"
     )
     assert (said in out) == (abs(k / n - strength) > 0.01)
+    assert ("warning: strength 1: the image is forgotten" in err) == (k == n and strength < 0.99)
 
 
 def test_no_noise_and_nothing_but_noise(capsys, halved):

@@ -26,23 +26,11 @@ from tests.system.distilling import described
 ONE = ("--label", "a", "-n", "1", "-o", "x.png")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Train each judge once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Work in a folder whose name holds a space, in a hurry."""
-    place = tmp_path / "a b"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    distilling.hasten(monkeypatch)
     monkeypatch.setattr("fewstep.cli.climb._worse", lambda *_: False)
-    return place
+    return distilling.settle(tmp_path, monkeypatch)
 
 
 def teacher(where, param=V, process=None, shape=(1, 8, 8), classes=("a", "b"), outputs=1):
@@ -140,7 +128,8 @@ def test_fewer_steps_make_the_images_that_the_table_measures(capsys):
         sheet = ("-n", "20", "--scale", "1", "-o", f"{k}/")
         code, out, err = call(capsys, "sample", "st u", "--steps", k, *sheet)
         assert code == 0, err
-        assert f"consistency {k} steps, {k} network evaluations each" in out
+        plural = "" if k == 1 else "s"
+        assert f"consistency {k} step{plural}, {k} network evaluation{plural} each" in out
         files = sorted(Path(str(k)).iterdir())
         assert picture.read_settings(files[0])["sampling"]["levels"] == own[:k]
         made = np.stack([np.asarray(Image.open(path)) for path in files]).astype(int)
@@ -169,6 +158,14 @@ def student(capsys):
 def test_a_student_is_sampled_as_it_was_made(student, capsys):  # A15
     words = ("sample", student, "--label", "1", "-n", "1", "-o", "x.png")
     made = "a progressive student, made for 1 step of ddim"
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert "x.png: 1 image, ddim 1 step, 1 network evaluation each, guidance scale 2, in" in out
+    assert "in its weights, seeds" in out
+    assert picture.read_settings(Path("x.png"))["guidance_in_weights"] == 2
+    code, out, _ = call(capsys, "sample", student, "--explain", "--label", "1")
+    assert "ddim, 1 step, spacing even, eta 0, guidance scale 2, in its weights" in out
+    Path("x.png").unlink()
     refused(call(capsys, *words, "--steps", "50"), 2, "steps 50: ", made, "--force")
     refused(call(capsys, *words, "--sampler", "heun"), 2, "sampler heun: ", made)
     refused(call(capsys, *words, "--spacing", "karras"), 2, "spacing karras: ", made)
@@ -193,6 +190,15 @@ def test_other_verbs_on_a_student(student, capsys):
     refused(call(capsys, "tune", student, "--steps", "3"), 2, *again)
     refused(call(capsys, "tune", student, "--steps", "3", "-o", "new"), 2, *again)
     refused(call(capsys, "train", student), 2, "a distillation", "distill 'st u'")
+    where = str(Path("a teacher").absolute())
+    twice = ("distill", "st u/student", "--to", "1")
+    refused(call(capsys, *twice), 2, "a progressive student already", f"teacher, {where}")
+    for word in ("--likelihood", "--bits-per-dim"):
+        none = (word, "a progressive student", "no likelihood", f"teacher, {where}")
+        refused(call(capsys, "evaluate", student, word), 2, *none)
+    scales = ("--sweep", "guidance=1,2", "-n", "20")
+    named = ("guidance scale 2 in its weights", "--guidance-range")
+    refused(call(capsys, "compare", student, *scales), 2, *named)
     code, _, err = call(capsys, "sample", "a teacher", "--label", "1", "-n", "1", "-o", "x.png")
     assert code == 0, err
     made = ("a progressive student", "1 step of ddim")

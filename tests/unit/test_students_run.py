@@ -1,5 +1,6 @@
 """A distillation as a run: whose student a stage is, and when a ladder ends."""
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,35 @@ def test_the_students_of_a_distillation_say_which_it_was(tmp_path) -> None:
     assert work(tmp_path, STAGES[:1]).ladder not in names
 
 
+@pytest.mark.parametrize(("scale", "counts"), [(1.0, [50, 8, 4]), (2.0, [50, 8, 4, 2])])
+def test_the_table_holds_the_rows_that_students_are_judged_against(
+    tmp_path, monkeypatch, scale, counts
+) -> None:
+    """The teacher in as many steps, and where it is asked twice, in as many evaluations."""
+    plan = work(tmp_path)
+    plan = dataclasses.replace(plan, asked=dataclasses.replace(plan.asked, guidance=scale))
+    asked = []
+    monkeypatch.setattr(climb, "_judge", lambda *_: SimpleNamespace(rules=None))
+    figures = (Figure("FD-pixels", 1.0, 1.0, 1.0, None, 500),)
+    monkeypatch.setattr(climb, "_lines", lambda *_: [SimpleNamespace(figures=figures)])
+    monkeypatch.setattr(climb, "found_of", lambda *_: None)
+    monkeypatch.setattr(climb, "_items", lambda *args: asked.extend(args[4]) or [])
+    monkeypatch.setattr("fewstep.cli.compare.write", lambda *_: None)
+    found = SimpleNamespace(model=plan.teacher)
+    done = [_rung(plan, steps) for steps in (8, 4)]
+    climb._frontier(plan, found, None, done, 20, sampled=False)
+    assert [row.sampling.steps for row in asked] == [*counts, 8, 4]
+    assert climb.evaluations(plan, tuple(rung.stage for rung in done), 20) == 500 * (
+        8 + 4 + (8 + 4)
+    ) + 20 * ((2 if scale == 2 else 1) * sum(counts) + 8 + 4)
+
+
+def _rung(plan: Work, steps: int) -> Rung:
+    stage = Stage("progressive", steps, 4, 8, 1e-4)
+    model = run.begin(dataclasses.replace(plan, stages=(stage,)), plan.teacher, stage)
+    return Rung(stage, model, 0.1, 1.0)
+
+
 LAST = Stage("progressive", 1, 4, 8, 1e-4)
 
 
@@ -82,5 +112,5 @@ def test_a_student_is_worse_by_more_than_both_intervals(
     found = SimpleNamespace(model=plan.teacher)
     assert climb._worse(plan, found, None, None, rung) is worse
     out, err = capsys.readouterr()
-    assert "1 steps: copy error 0.1000, FD-classifier" in out
+    assert "1 step: copy error 0.1000, FD-classifier" in out
     assert ("stopped: this student is worse" in err) is worse

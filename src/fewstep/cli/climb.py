@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli import console, guidance, judged, meter, wished
-from fewstep.cli.console import command, note, result
+from fewstep.cli.console import command, count, note, result
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
@@ -83,13 +83,23 @@ def evaluations(work: "Work", stages: "tuple[Stage, ...]", n: int) -> int:
     looks = sum(count + doubled * max(1, count // doubled) for count in steps)
     if stages[-1].method not in ("progressive", "guided") and steps[-1] > 1:
         looks += _TRIES * steps[-1]  # to find where the second step starts
-    table = doubled * sum({_FINE, *steps}) + sum(steps)
+    table = doubled * sum(_counts(work, steps)) + sum(steps)
     return _QUICK * looks + n * table
+
+
+def _counts(work: "Work", steps: list[int]) -> list[int]:
+    """Return the steps in which the table shows the teacher: its best, and beside each student.
+
+    With as many steps as the student, and where guidance asks the teacher twice at each, with as
+    many evaluations, too.
+    """
+    doubled = 2 if guidance.doubled(work.teacher, work.asked.guidance) else 1
+    return sorted({_FINE, *steps, *(max(1, n // doubled) for n in steps)}, reverse=True)
 
 
 def _shown(stage: "Stage", step: int, copied: float) -> None:
     """Say how well a student copies its teacher so far."""
-    note(f"  {stage.steps} steps, update {step}: copy error {copied:.4f}")
+    note(f"  {count(stage.steps, 'step')}, update {step}: copy error {copied:.4f}")
 
 
 def _judge(work: "Work", reals: "Reals", n: int) -> "Judge":
@@ -160,10 +170,10 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
     ours = _items(work, found_of(work, rung), reals, judge, [row_of(rung)])
     student, teacher = _lines(judge, [*ours, *theirs])
     a, b = _telling(student), _telling(teacher)
-    what = f"{theirs[0].nfe} evaluations of the teacher"
+    what = f"{count(theirs[0].nfe, 'evaluation')} of the teacher"
     result(
-        f"{rung.stage.steps} steps: copy error {rung.copied:.4f}, {a.name} {a.value:.3g}; "
-        f"{what}: {b.value:.3g} ({_QUICK} images)"
+        f"{count(rung.stage.steps, 'step')}: copy error {rung.copied:.4f}, "
+        f"{a.name} {a.value:.3g}; {what}: {b.value:.3g} ({_QUICK} images)"
     )
     worse = a.low > b.high
     if worse:
@@ -205,6 +215,7 @@ def _searched(
         note(f"  second step from sigma / alpha = {level:.3g}: {figure.name} {figure.value:.3g}")
         return figure.value
 
+    note(f"looking for the level from which the second step starts best, in {_TRIES} tries")
     best = ternary(distance, low, top, _TRIES)
     note(f"the second step starts at sigma / alpha = {best:.3g}")
     return at(best)
@@ -243,7 +254,7 @@ def _frontier(
     from fewstep.cli import compare
 
     judge = _judge(work, reals, n)
-    counts = sorted({_FINE, *(w.sampling.steps for r in done for w in _ways(r))}, reverse=True)
+    counts = _counts(work, [w.sampling.steps for r in done for w in _ways(r)])
     # other seeds than before: what is chosen by is not what is shown
     items = _items(work, found, reals, judge, [_taught(work, n) for n in counts], 0)
     for rung in done:
@@ -251,4 +262,4 @@ def _frontier(
     lines = _lines(judge, items)
     label = [f"--label={found.model.classes[0]}"] if found.model.classes else []
     next_ = [command("sample", str(work.out), *label, "-n", "16")] if sampled else []
-    compare.write(lines, work.out, next_)
+    compare.write(lines, work.out, next_, _telling(lines[0]).name)

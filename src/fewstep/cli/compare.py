@@ -328,15 +328,23 @@ def _finish(work: "Work", earlier: "list[Line]", place: Path, found: "list[Found
     write([*earlier, *lines], place, [more])
 
 
-def write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
-    """Write results, charts and page; print table and paths."""
+def write(lines: "list[Line]", place: Path, hints: list[str], figure: str = "") -> None:
+    """Write results, charts and page; print table and paths.
+
+    Args:
+        lines: of one protocol.
+        place: the folder.
+        hints: commands that follow.
+        figure: of the chart, and the first of the table; by default the first distance.
+    """
     from fewstep.cli import record
     from fewstep.report import chart, page, results, sections, sweep, table
 
     results.save(place / "results.json", lines)
     lines = results.named(lines)
     talk = table.is_ddim_table(lines)
-    figure = sweep.distance(lines)
+    first = [figure] if figure else []
+    figure = figure or sweep.distance(lines)
     swept = sweep.is_sweep(lines)
     if swept:
         record.text(place / "guidance.svg", sweep.figure(lines, figure))
@@ -355,7 +363,10 @@ def write(lines: "list[Line]", place: Path, hints: list[str]) -> None:
             hints,
         ),
     )
-    for text in table.frontier(lines, names=sweep.columns(lines, figure) if swept else ()):
+    names = [*first, *(name for name in table.ranked(lines) if name not in first)]
+    if swept:
+        names = sweep.columns(lines, figure)
+    for text in table.frontier(lines, names=names):
         console.result(text)
     for text in table.ddim_table(lines, figure) if talk else []:
         console.result(text)

@@ -27,6 +27,15 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text.replace("\n", " "))
 
 
+def count(n: int, word: str) -> str:
+    """Return a number of things in words.
+
+    >>> count(1, "step"), count(50, "network evaluation")
+    ('1 step', '50 network evaluations')
+    """
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
 def command(*words: str) -> str:
     """Return a command line of ours that can be typed as it stands, here and by this user.
 

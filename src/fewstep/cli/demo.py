@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.cli import judged, meter, options
-from fewstep.cli.console import command, note, result
+from fewstep.cli.console import command, count, note, result
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
@@ -61,6 +61,7 @@ def demo(
     reals = Reals("digits", train, held_out)
     note("2/4 students of 8, 4, 2 and 1 steps, and a consistency model")
     few = _students(out, found, reals, steps, seed, images)
+    distilled = time.monotonic() - began - trained
     rows = [(found, row) for row in spec.preset("demo", found.model.sampling)]
     slow = [(f, r) for f, r in rows if r.sampling.steps >= 1000 and images > SLOW_IMAGES]
     note(f"3/4 sampling in {len(rows) + len(few)} ways")
@@ -70,8 +71,9 @@ def demo(
         beside = [way for way in quick if way[1].title in ("DDIM 50", "progressive 1")]
         note("4/4 a thousand steps, on fewer images")
         lines += _measure(out, reals, [*slow, *beside], SLOW_IMAGES, seed)
-    _write(out, lines, trained)
-    note(f"done in {(time.monotonic() - began) / 60:.1f} minutes, {trained / 60:.1f} of training")
+    _write(out, lines, f"{trained:.0f} s in this call, {distilled:.0f} s more for the students")
+    parts = f"{trained / 60:.1f} of training and {distilled / 60:.1f} of distillation"
+    note(f"done in {(time.monotonic() - began) / 60:.1f} minutes, {parts}")
 
 
 def _train(out: Path, steps: int | None, seed: int) -> "Found":
@@ -122,7 +124,7 @@ def _students(
         run.record(work, wished.kept(found, wish))
         rungs = []
         for rung in students.rungs(work):
-            note(f"  {method}, {rung.stage.steps} steps: copy error {rung.copied:.4f}")
+            note(f"  {method}, {count(rung.stage.steps, 'step')}: copy error {rung.copied:.4f}")
             rungs.append(rung)
         ways += [(climb.found_of(work, rung), climb.row_of(rung, group)) for rung in rungs]
         run.keep(work, rungs[-1])
@@ -151,7 +153,7 @@ def _measure(
     return lines
 
 
-def _write(out: Path, lines: "list[Line]", trained: float) -> None:
+def _write(out: Path, lines: "list[Line]", trained: str) -> None:
     """Write the page and the figures; print the tables."""
     from fewstep.cli import record
     from fewstep.report import page, results, sections, table
@@ -171,7 +173,7 @@ def _write(out: Path, lines: "list[Line]", trained: float) -> None:
         command("compare", str(out), "--preset", "ddim-table"),
         command("train", "--data", "FOLDER_OF_CLASS_FOLDERS"),
     ]
-    facts = {"training": f"{trained:.0f} s in this call", **judged.facts(lines)}
+    facts = {"training": trained, **judged.facts(lines)}
     text = page.render("fewstep demo: digits", lead, sections.measured(lines), facts, hints)
     record.text(out / "report.html", text)
     for group in results.by_protocol(lines):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import climb, judged, options, wished
-from fewstep.cli.console import note, result
+from fewstep.cli import climb, judged, meter, options, wished
+from fewstep.cli.console import count, note, result
 from fewstep.cli.wished import PLANNED, Wish
-from fewstep.errors import CheckpointError, UsageError
+from fewstep.errors import CheckpointError, DataError, UsageError
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
@@ -110,7 +110,13 @@ def distill(  # budget: table
     ] = 0,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="FOLDER", help="where stages and student go"),
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="FOLDER",
+            help="where stages and student go; by default students/METHOD-N-sS in the teacher's "
+            "run (S its guidance), or runs/MODEL-METHOD-N-sS",
+        ),
     ] = None,
     device: Annotated[str, options.DEVICE] = "auto",
 ) -> None:
@@ -131,11 +137,12 @@ def distill(  # budget: table
     said = [name for name in context.params if options.said(context, name)]
     folder, wish, model = _again(model, wish, out, said)
     judged.rules(climb.RULES, wish.number, None, "fp32")  # refuses a number too small to judge
-    found, reals = _opened(model, wish)
-    work = _work(found, reals, wish, folder)
-    with engine.locked(work.out, "-o"):
-        _announce(work, wished.kept(found, wish))
-        climb.make(work, found, reals, wish.number or wished.NUMBER)
+    with meter.leaving():
+        found, reals = _opened(model, wish)
+        work = _work(found, reals, wish, folder)
+        with engine.locked(work.out, "-o"):
+            _announce(work, wished.kept(found, wish))
+            climb.make(work, found, reals, wish.number or wished.NUMBER)
 
 
 def _again(
@@ -172,20 +179,21 @@ def _again(
     before = dataclasses.replace(
         wish, to=asked["to"], method=asked["method"], scales=asked["scales"], seed=asked["seed"],
         guidance=asked["guidance"] if asked["scales"] is None else None,
-        data=wish.data or kept.get("data"), number=wish.number or kept.get("number"),
+        data=kept.get("data") if wish.data is None else wish.data,
+        number=wish.number or kept.get("number"),
         device=wish.device if "device" in given else kept.get("device", "auto"),
     )  # fmt: skip
     if not Path(asked["model"]).exists() and "/" in asked["model"]:
         raise CheckpointError(
-            f"{folder}: its teacher {asked['model']} is gone; put it back there: the stages "
-            "that are left need it"
+            f"{folder}: its teacher {asked['model']} is gone; put it back there, or say where it "
+            f"is now, in place of TEACHER: {wished.elsewhere(said, folder)}"
         )
     return folder, before, asked["model"]
 
 
 def _opened(word: str, wish: Wish) -> "tuple[Found, Reals]":
     """Return the teacher and its images; refuse what cannot be distilled."""
-    from fewstep.cli.resolve import find
+    from fewstep.cli.resolve import find, teacher
     from fewstep.data import check_classes
     from fewstep.metrics.moments import WIDEST
 
@@ -193,15 +201,13 @@ def _opened(word: str, wish: Wish) -> "tuple[Found, Reals]":
     judged.untold(found)
     if found.model.student:
         kind = found.model.student.get("kind", "")
-        raise UsageError(
-            f"{word}: a {kind} student already; give its teacher, "
-            f"{found.model.student.get('teacher', 'the model it was made of')}"
-        )
+        raise UsageError(f"{word}: a {kind} student already; give its teacher, {teacher(found)}")
     reals = judged.reals(wish.data, found)
     if reals.train.shape != found.model.shape:
-        raise UsageError(
-            f"--data: images of {_size(reals.train.shape)}, the teacher makes "
-            f"{_size(found.model.shape)}; give images of its size"
+        given = f"--data {wish.data}" if wish.data else f"its images {reals.name}"
+        raise DataError(
+            f"{word}: makes images of {_size(found.model.shape)} (channels x height x width), "
+            f"{given} are {_size(reals.train.shape)}; give images of its size"
         )
     if not reals.classes and math.prod(reals.train.shape) > WIDEST:
         raise UsageError(
@@ -270,8 +276,8 @@ def _announce(work: "Work", facts: dict[str, Any]) -> None:
     from fewstep.cli import record
     from fewstep.students import run
 
-    said = run.planned(work.out)
-    if said is None or said["stages"] != [stage.plain() for stage in work.stages]:
+    said, now = run.planned(work.out), run.plain(work)
+    if said is None or {**said, **now} != said:  # new, in other pieces, or the teacher has moved
         run.record(work, facts if said is None else run.facts(said))
     record.json_file(work.out / "environment.json", record.environment(work.device))
     result(f"distillation: {work.out}")
@@ -285,6 +291,6 @@ def _announce(work: "Work", facts: dict[str, Any]) -> None:
         if stage.method == "guided":
             first = "told its guidance, "
         note(
-            f"  stage {i + 1}: {first}{stage.steps} steps, {stage.updates} updates of "
+            f"  stage {i + 1}: {first}{count(stage.steps, 'step')}, {stage.updates} updates of "
             f"{stage.batch_size} images"
         )

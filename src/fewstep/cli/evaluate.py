@@ -194,7 +194,7 @@ def _costs(
     context: typer.Context, model: str, data: str | None, out: Path | None, wish: bits.Wish
 ) -> bool:
     """Measure what real images cost a model, if asked; refuse options that have no part in it."""
-    from fewstep.cli.resolve import find
+    from fewstep.cli.resolve import find, teacher
 
     asked = [name for name in _COSTS if context.params[name]]
     for name, own in _COSTS.items():
@@ -223,6 +223,12 @@ def _costs(
     if console.rank():
         return True
     found = find(model)
+    if found.model.student:
+        kind = found.model.student.get("kind")
+        raise UsageError(
+            f"{word}: {found.name} is a {kind} student, which says where a few long steps end and "
+            f"has no likelihood; measure its teacher, {teacher(found)}"
+        )
     place = judged.folder(out or default_folder(found), data or judged.own(found)[0])
     for name in asked:
         (bits.measure if name == "bits_per_dim" else bits.follow)(found, data, place, wish)

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli import guidance
+from fewstep.cli.console import count
 
 if TYPE_CHECKING:
     from fewstep.cli.resolve import Found
@@ -39,8 +40,8 @@ def show(
     s = facts["sampling"]
     where = "listed noise levels" if preset.levels else f"spacing {s['spacing']}"
     print(
-        f"{found.name}: {s['sampler']}, {facts['steps']} steps, {where}, "
-        f"eta {s['eta']:g}, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
+        f"{found.name}: {s['sampler']}, {count(facts['steps'], 'step')}, {where}, "
+        f"eta {s['eta']:g}, {guidance.shown(facts)}"
         f"{guidance.stated(facts)}"
     )
     print("step       t  index   alpha   sigma   logsnr")

@@ -159,6 +159,22 @@ def stated(facts: Mapping[str, Any]) -> str:
     return "".join(f", {text}" for text in said)
 
 
+def baked(model: "Model") -> dict[str, float]:
+    """Return what goes into a file of a student that has its guidance in its weights."""
+    scale = float(model.student.get("guidance", 1.0))
+    return {} if scale == 1 else {"guidance_in_weights": scale}
+
+
+def shown(facts: Mapping[str, Any]) -> str:
+    """Return the guidance scale of the facts of a file in words."""
+    settings = facts["sampling"]
+    scale = settings["guidance_scale"]
+    if scale == 1 and "guidance_in_weights" in facts:
+        return f"guidance scale {facts['guidance_in_weights']:g}, in its weights"
+    w = f" (w = {settings['guidance_w']:g})" if "guidance_w" in settings else ""
+    return f"guidance scale {scale:g}{w}"
+
+
 def one_scale(scale: float | None, w: float | None) -> float | None:
     """Return the scale from either of its names: s = 1 + w."""
     if scale is not None and w is not None:

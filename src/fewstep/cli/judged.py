@@ -66,6 +66,10 @@ def reals(data: str | None, found: "Found | None") -> "Reals":
     from fewstep import data as door
     from fewstep.report.judge import LEAST, Reals
 
+    if data is not None and not data.strip():
+        raise UsageError(
+            f"--data {data!r}: must be a folder, a file of images, or the word digits"
+        )
     theirs, options = own(found)
     said, data = data, data or theirs
     if data is None:

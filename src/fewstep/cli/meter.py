@@ -1,6 +1,6 @@
 """Work that can be watched and stopped: sampling under a meter.
 
-Images and their features are made chunk by chunk; SIGTERM and Ctrl-C leave after the step at
+Images and their features are made chunk by chunk; signals leave after the step at
 hand, with every finished chunk on disk, and the same command goes on from there. Under torchrun,
 or with --shard, each process takes its part of the chunks; they share nothing but the folder.
 """
@@ -8,8 +8,9 @@ or with --shard, each process takes its part of the chunks; they share nothing b
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fewstep.cli import console
 from fewstep.errors import DataError, Interrupted, Preempted
@@ -43,7 +44,9 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         """Begin, and hold the signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        from fewstep.train.engine import Signals  # here: it needs torch, and help must not
+
+        for number in Signals.CAUGHT:
             self._before[number] = signal.signal(number, self._note)
         if self._bar is not None:
             self._bar.start()
@@ -68,7 +71,7 @@ class Meter:
         """Tell that `done` of `total` steps of the chunk are done; stop here if told to.
 
         Raises:
-            Preempted: SIGTERM.
+            Preempted: SIGTERM or SIGUSR1.
             Interrupted: Ctrl-C.
         """
         self.stop()
@@ -94,9 +97,37 @@ class Meter:
     def stop(self) -> None:
         """Leave if a signal has come."""
         if self.wanted:
-            kind = Interrupted if self.wanted == signal.SIGINT else Preempted
-            name = signal.Signals(self.wanted).name
-            raise kind(f"{name}: what is finished is kept; the same command goes on from there")
+            raise _stopped(self.wanted)
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Let SIGTERM, SIGUSR1 and Ctrl-C end the work at once, with a line and an exit code.
+
+    For what lies between training and sampling, which hold these signals themselves.
+
+    Raises:
+        Preempted: SIGTERM or SIGUSR1.
+        Interrupted: Ctrl-C.
+    """
+    from fewstep.train.engine import Signals
+
+    def leave(number: int, _: Any) -> NoReturn:
+        raise _stopped(number)
+
+    before = {number: signal.signal(number, leave) for number in Signals.CAUGHT}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int) -> Preempted | Interrupted:
+    """Return the error that ends work which was told to stop."""
+    kind = Interrupted if number == signal.SIGINT else Preempted
+    name = signal.Signals(number).name
+    return kind(f"{name}: what is finished is kept; the same command goes on from there")
 
 
 def _bar() -> Any:

@@ -119,6 +119,17 @@ def is_student(path: Path) -> bool:
     return path.name == STUDENT and (path.parent / DISTILLED).is_file()
 
 
+def teacher(found: Found) -> str:
+    """Return where the teacher of a student was, or what it is called."""
+    if is_student(found.path):
+        from fewstep.students import run
+
+        said = run.planned(found.path.parent)
+        if said is not None:
+            return str(said["asked"]["model"])
+    return str(found.model.student.get("teacher", "the model it was made of"))
+
+
 def _missing(word: str, path: Path) -> str:
     """Return the message for a word that means nothing, with what it may have meant."""
     names = shipped()

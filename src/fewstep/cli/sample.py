@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli import console, explained, guidance, made, options
+from fewstep.cli.console import count
 from fewstep.cli.told import Said, tell
 from fewstep.errors import NumericError, UsageError
 from fewstep.report import picture
@@ -280,6 +281,7 @@ def _facts(
         "steps": len(plan.times) - 1,
         "nfe": plan.nfe,
         "device": device.partition(":")[0],
+        **guidance.baked(found.model),
         **({} if steer is None else steer.describe()),
     }
 
@@ -364,8 +366,8 @@ def _report(files: list[Path], wish: Wish, facts: dict[str, Any], form: str) -> 
     s, n = facts["sampling"], len(wish.seeds)
     where = str(files[0]) if len(files) == 1 else f"{files[0]} ... {files[-1].name}"
     print(
-        f"{where}: {n} images, {s['sampler']} {facts['steps']} steps, {facts['nfe']} network "
-        f"evaluations each, guidance scale {s['guidance_scale']:g} (w = {s['guidance_w']:g})"
+        f"{where}: {count(n, 'image')}, {s['sampler']} {count(facts['steps'], 'step')}, "
+        f"{count(facts['nfe'], 'network evaluation')} each, {guidance.shown(facts)}"
         f"{guidance.stated(facts)}, seeds {wish.seeds[0]}..{wish.seeds[-1]}, "
         f"{facts['seconds']:.1f} s"
     )

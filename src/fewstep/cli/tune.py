@@ -96,12 +96,13 @@ def _refuse_student(found: "Found") -> None:
     Raises:
         UsageError: it is one.
     """
+    from fewstep.cli.resolve import teacher
+
     kind = found.model.student.get("kind")
     if kind in ("progressive", "consistency"):
         raise UsageError(
             f"{found.name}: a {kind} student, which is sampled in the way that it was made for: "
-            "there is nothing to tune; give its teacher, "
-            f"{found.model.student.get('teacher', 'the model it was made of')}"
+            f"there is nothing to tune; give its teacher, {teacher(found)}"
         )
 
 

@@ -163,15 +163,7 @@ def anew(said: Mapping[str, Any], out: Path) -> str:
         out: that folder.
     """
     asked, rest = said["asked"], said.get("kept", {})
-    words = [asked["model"], "--to", str(asked["to"]), "--method", asked["method"]]
-    if said.get("start"):
-        words += ["--start", str(said["start"])]
-    if asked.get("scales") is None:
-        words += ["--guidance-scale", f"{asked['guidance']:g}"]
-    else:
-        words += ["--guidance-range", "{:g}..{:g}".format(*asked["scales"])]
-    if asked["seed"]:
-        words += ["--seed", str(asked["seed"])]
+    words = _same(said, asked["model"])
     if rest.get("data"):
         words += ["--data", rest["data"]]
     if rest.get("device", "auto") != "auto":
@@ -184,6 +176,31 @@ def anew(said: Mapping[str, Any], out: Path) -> str:
         words += ["-n", str(rest["number"])]
     names = (out.with_name(f"{out.name}-{k}") for k in itertools.count(2))
     return command("distill", *words, "-o", str(next(p for p in names if not p.exists())))
+
+
+def elsewhere(said: Mapping[str, Any], out: Path) -> str:
+    """Return the command that goes on with a distillation whose teacher lies elsewhere now.
+
+    Args:
+        said: what its folder says.
+        out: that folder.
+    """
+    data = said.get("kept", {}).get("data")
+    more = ["--data", data] if data else []  # the teacher may say another folder
+    return command("distill", *_same(said, "TEACHER"), *more, "-o", str(out))
+
+
+def _same(said: Mapping[str, Any], model: str) -> list[str]:
+    """Return the words that ask for what a folder says, of a teacher."""
+    asked = said["asked"]
+    words = [model, "--to", str(asked["to"]), "--method", asked["method"]]
+    if said.get("start"):
+        words += ["--start", str(said["start"])]
+    if asked.get("scales") is None:
+        words += ["--guidance-scale", f"{asked['guidance']:g}"]
+    else:
+        words += ["--guidance-range", "{:g}..{:g}".format(*asked["scales"])]
+    return words + (["--seed", str(asked["seed"])] if asked["seed"] else [])
 
 
 def plan(work: "Work", wish: Wish) -> "tuple[Stage, ...]":
@@ -202,6 +219,7 @@ def plan(work: "Work", wish: Wish) -> "tuple[Stage, ...]":
     from fewstep.train.log import clock
 
     make.planned(work.teacher, work.asked.method, work.asked.to)
+    trying = f"trying how fast {work.asked.method} is trained here"
     asked, there, budget = work.asked, len(work.images), wish.budget or BUDGET
     more = ", or give a smaller --start" if wish.start else ""
     if wish.images is not None:
@@ -214,10 +232,11 @@ def plan(work: "Work", wish: Wish) -> "tuple[Stage, ...]":
                 f"--images {wish.images}: too few for one stage; at least {least} would be "
                 f"enough{more}"
             ) from None
+        note(trying)
     else:
         _stages(asked, 1e12, wish.start)  # what no budget pays for is refused before it is timed
         pace = students.Pace(work, min(PATIENCE, max(0.5, budget / 50)))
-        note(f"trying how fast {asked.method} is trained here")
+        note(trying)
         try:
             stages = students.budgeted(
                 pace, lambda n: _stages(asked, n, wish.start, there), budget

@@ -88,6 +88,13 @@ def rows(
             "--sweep guidance: this model is unconditional (it has no classes); give "
             "--classifier RUN, or a row with weak=yes"
         )
+    told = model.scales is not None or classifier is not None or base.steer is not None
+    if "guidance" in model.student and not told:
+        raise UsageError(
+            f"--sweep guidance: this student has guidance scale {model.student['guidance']:g} in "
+            "its weights and knows no other; give its teacher, or a student of distill "
+            "--guidance-range"
+        )
     if base.sampling.guidance_scale != model.sampling.guidance_scale:
         raise UsageError(
             "--sweep guidance: it gives the scales; leave scale= and w= out of its row"

@@ -157,6 +157,7 @@ class Pace:
             if not self.patience:
                 run.apart(by, state.averaged(), stage)
                 return Cost(step, 0.0, 0.0, parts)
+            say(f"  {stage.method}: {step:.2g} s for a step of {stage.batch_size} images")
             shown = self._shown(by, state, stage)
             return Cost(step, shown, self._saved(state), parts)
 

@@ -140,8 +140,11 @@ def ladder(
             raise UsageError(f"--start {first}: must be above --to {to}, to be halved")
         try:
             counts = halved(first, to)[1:]
-        except UsageError as e:
-            raise UsageError(f"--start {first}: {e}") from None
+        except UsageError:
+            raise UsageError(
+                f"--start {first}: is not halved to {to}; allowed are {2 * to} steps, {4 * to}, "
+                f"{8 * to}, ..."
+            ) from None
         ways = [PROGRESSIVE] * len(counts)
         shares = [2.0 if n <= LATE else 1.0 for n in counts]
         if guided:

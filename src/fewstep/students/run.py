@@ -314,7 +314,9 @@ def planned(out: Path) -> dict[str, Any] | None:
             if not all(isinstance(n, int) and n > 0 for n in counts):
                 raise ValueError(f"a stage of {counts}: whole numbers above 0 are allowed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{path}: cannot be read ({e}); choose another -o") from None
+        raise CheckpointError(
+            f"{path}: cannot be read ({e}); put it back as it was, or choose another -o"
+        ) from None
     return said
 
 
@@ -338,6 +340,12 @@ def same(said: Mapping[str, Any], asked: Asked, out: Path) -> tuple[Stage, ...]:
     return tuple(Stage(**stage) for stage in said["stages"])
 
 
+def plain(work: Work) -> dict[str, Any]:
+    """Return what was asked for, and the plan, as values of `planned`."""
+    stages = [stage.plain() for stage in work.stages]
+    return {"asked": dataclasses.asdict(work.asked), "stages": stages}
+
+
 def facts(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a record says beside what was asked for and the plan."""
     return {k: v for k, v in said.items() if k not in ("asked", "stages")}
@@ -349,11 +357,7 @@ def record(work: Work, facts: Mapping[str, Any]) -> None:
     Raises:
         ResourceError: the disk refuses.
     """
-    value = {
-        "asked": dataclasses.asdict(work.asked),
-        "stages": [stage.plain() for stage in work.stages],
-        **facts,
-    }
+    value = {**plain(work), **facts}
     try:
         work.out.mkdir(parents=True, exist_ok=True)
         with replacing(work.out / RECORD, sync=True) as aside:

@@ -11,7 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli import console, made
+from fewstep.cli import console, guidance, made
+from fewstep.cli.console import count
 from fewstep.cli.edit import way
 from fewstep.cli.edit.way import Row, Way
 from fewstep.errors import NumericError, UsageError
@@ -355,10 +356,16 @@ def _report(where: str, facts: dict[str, Any], n: int) -> None:
             f", strength {strength:.3g} in place of {asked:g}, as the student knows no noise "
             "nearer to it"
         )
+        if strength in (0, 1):
+            what = "the image is forgotten" if strength else "nothing is changed"
+            console.warn(
+                f"strength {strength:g}: {what}; a student of more steps, or its teacher, knows "
+                "the noise between"
+            )
     settings, seeds = facts["sampling"], image_seeds(facts["seed"], n)
     eta = f" of eta {settings['eta']:g}" if settings["sampler"] == "ddim" else ""
     console.result(
-        f"{where}: {n} images, {settings['sampler']} {facts['steps']} steps{eta}, "
-        f"{facts['nfe']} network evaluations each, guidance scale "
-        f"{settings['guidance_scale']:g}{instead}, seeds {seeds[0]}..{seeds[-1]}"
+        f"{where}: {count(n, 'image')}, {settings['sampler']} {count(facts['steps'], 'step')}"
+        f"{eta}, {count(facts['nfe'], 'network evaluation')} each, {guidance.shown(facts)}"
+        f"{instead}, seeds {seeds[0]}..{seeds[-1]}"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli import console, made, options
+from fewstep.cli import console, guidance, made, options
 from fewstep.cli.edit import way
 from fewstep.cli.edit.way import OUT, Row, Way
 from fewstep.errors import NumericError, UsageError
@@ -70,10 +70,11 @@ def encode(  # budget: table
     if form == "json":
         print(json.dumps({**facts, "file": str(file)}))
         return
+    walked = console.count(how.facts["steps"], "step")
     console.result(
-        f"{file}: {how.facts['steps']} steps, {code.iterations} network evaluations; round trip: "
-        f"mean squared error {told['mse']:.2g}, largest error {told['largest_error']:.2g} (a grey "
-        f"level is {1 / 127.5:.2g}); noise of standard deviation {told['code_std']:.2f}"
+        f"{file}: {walked}, {code.iterations} network evaluations; round trip: mean squared error "
+        f"{told['mse']:.2g}, largest error {told['largest_error']:.2g} (a grey level is "
+        f"{1 / 127.5:.2g}); noise of standard deviation {told['code_std']:.2f}"
     )
 
 
@@ -145,8 +146,8 @@ def interpolate(  # budget: table
         return
     console.result(
         f"{file}: {len(names)} x {number} images between {between[0]} and {between[1]}, "
-        f"{how.facts['sampling']['sampler']} {how.facts['steps']} steps, guidance scale "
-        f"{how.facts['sampling']['guidance_scale']:g}"
+        f"{how.facts['sampling']['sampler']} {console.count(how.facts['steps'], 'step')}, "
+        f"{guidance.shown(how.facts)}"
     )
 
 
@@ -170,11 +171,11 @@ def _way(found: "Found", changes: dict[str, Any], device: str, *, exact: bool) -
             )
         return way.plan(found, {**changes, "steps": 1}, device)
     if exact and found.model.student.get("kind") == "progressive":
+        from fewstep.cli.resolve import teacher
+
         raise UsageError(
             f"{found.name}: a progressive student, whose few steps follow no ODE back from an "
-            "image; give its teacher, "
-            f"{found.model.student.get('teacher', 'the model it was made of')}, or walk between "
-            "two seeds"
+            f"image; give its teacher, {teacher(found)}, or walk between two seeds"
         )
     fixed = {"eta": 0.0, **({"clip": False, "guidance_scale": 1.0} if exact else {})}
     how = way.plan(found, changes | fixed, device)

@@ -119,6 +119,7 @@ def plan(found: "Found", changes: dict[str, Any], device: str) -> Way:
         "sampling": preset.plain(),
         "steps": len(way.times) - 1,
         "device": str(place).partition(":")[0],
+        **guidance.baked(found.model),
     }
     engine.tune_cpu()
     found.model.denoiser.to(place)
