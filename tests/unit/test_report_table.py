@@ -89,9 +89,13 @@ def test_figures_of_the_first_features_come_first_in_their_own_order() -> None:
     """KD before FD where the judge says so; then accuracy."""
     lines = made_lines.frontier()[:1]
     extra = [Figure(n, 1.0, 1.0, 1.0) for n in ("KD-classifier", "FD-classifier", "copy rate")]
-    names = table.ranked([replace(lines[0], figures=(*lines[0].figures, *extra))])
-    assert names == ["KD-pixels", "FD-pixels", "accuracy", "precision-pixels", "KD-classifier",
-                     "FD-classifier", "copy rate"]  # fmt: skip
+    lines = [replace(lines[0], figures=(*lines[0].figures, *extra))]
+    pixels, others = ["KD-pixels", "FD-pixels"], ["KD-classifier", "FD-classifier"]
+    rest = ["precision-pixels", *others, "copy rate"]
+    assert table.ranked(lines) == [*pixels, "accuracy", *rest]
+    assert table.ranked(lines, "FD-pixels") == table.ranked(lines)
+    rest = [*pixels, "precision-pixels", "copy rate"]
+    assert table.ranked(lines, "FD-classifier") == [*others, "accuracy", *rest]
 
 
 def test_groups_and_models_are_headings() -> None:

@@ -335,7 +335,8 @@ def write(lines: "list[Line]", place: Path, hints: list[str], figure: str = "") 
         lines: of one protocol.
         place: the folder.
         hints: commands that follow.
-        figure: of the chart, and the first of the table; by default the first distance.
+        figure: of the chart, whose features come first in the table; by default the first
+            distance.
     """
     from fewstep.cli import record
     from fewstep.report import chart, page, results, sections, sweep, table
@@ -343,7 +344,6 @@ def write(lines: "list[Line]", place: Path, hints: list[str], figure: str = "") 
     results.save(place / "results.json", lines)
     lines = results.named(lines)
     talk = table.is_ddim_table(lines)
-    first = [figure] if figure else []
     figure = figure or sweep.distance(lines)
     swept = sweep.is_sweep(lines)
     if swept:
@@ -363,9 +363,7 @@ def write(lines: "list[Line]", place: Path, hints: list[str], figure: str = "") 
             hints,
         ),
     )
-    names = [*first, *(name for name in table.ranked(lines) if name not in first)]
-    if swept:
-        names = sweep.columns(lines, figure)
+    names = sweep.columns(lines, figure) if swept else table.ranked(lines, figure)
     for text in table.frontier(lines, names=names):
         console.result(text)
     for text in table.ddim_table(lines, figure) if talk else []:

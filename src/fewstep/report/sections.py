@@ -32,7 +32,8 @@ def measured(lines: Sequence[Line], figure: str | None = None) -> list[Section]:
 
     Args:
         lines: of one or more protocols.
-        figure: what the chart and the talk's table show; None takes the first Frechet distance.
+        figure: what the chart and the talk's table show, and whose features come first; None
+            takes the first Frechet distance.
 
     Raises:
         UsageError: no line has this figure, or matplotlib is missing.
@@ -65,11 +66,11 @@ def _group(lines: Sequence[Line], figure: str, several: bool) -> str:
     talk = table.is_ddim_table(lines)
     alone = len(lines) == 1
     parts.append(
-        _ddim(lines, figure) if talk else _single(lines[0]) if alone else _frontier(lines)
+        _ddim(lines, figure) if talk else _single(lines[0]) if alone else _frontier(lines, figure)
     )
     parts.append(_notes(lines))
     if talk:
-        everything = f"<summary>All figures</summary>{_frontier(lines)}"
+        everything = f"<summary>All figures</summary>{_frontier(lines, figure)}"
         parts += [f"<details>{everything}</details>", _picture_table(lines)]
     else:
         parts.append(_strips(lines))
@@ -122,10 +123,10 @@ def _best(lines: Sequence[Line], name: str) -> set[int]:
     return {i for i, f in found.items() if f.high >= end}
 
 
-def _frontier(lines: Sequence[Line]) -> str:
-    """Return a table of all figures."""
+def _frontier(lines: Sequence[Line], figure: str) -> str:
+    """Return a table of all figures, those of this one's features first."""
     results.same_protocol(lines)
-    names = table.ranked(lines)
+    names = table.ranked(lines, figure)
     wide = {n: table.places(f for x in lines if (f := x.figure(n))) for n in names}
     best = {n: _best(lines, n) for n in names}
     costs = _HEADS if any(line.nfe for line in lines) else ()

@@ -297,11 +297,16 @@ def titles(lines: Sequence[Line]) -> list[tuple[str, str]]:
     return found
 
 
-def ranked(lines: Sequence[Line]) -> list[str]:
-    """Return the names of the figures, the most telling first; within a rank as they come."""
+def ranked(lines: Sequence[Line], figure: str = "") -> list[str]:
+    """Return the names of the figures, the most telling first; within a rank as they come.
+
+    Args:
+        lines: have the figures.
+        figure: whose features tell most; by default those of the first distance.
+    """
     names = results.columns(lines)
     distances = [name for name in names if kind(name) in ("FD", "KD")]
-    near = {name.partition("-")[2] for name in distances[:1]}
+    near = {name.partition("-")[2] for name in ([figure] if figure else distances[:1])}
 
     def rank(name: str) -> int:
         first = name.partition("-")[2] in near
