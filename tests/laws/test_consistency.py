@@ -310,7 +310,7 @@ def test_presets_are_the_published_ways(name: str) -> None:
     p = Cosine()
     goal = PRESETS[name](teacher(p, 6), 80, "t")
     want = {
-        "consistency-distillation": (OnGrid, PseudoHuber, False, True, False),
+        "consistency-distillation": (OnGrid, PseudoHuber, True, True, False),
         "consistency-training": (OnGrid, L2, False, False, True),
         "ict": (OnGrid, PseudoHuber, True, False, False),
         "ect": (Easy, PseudoHuber, True, False, False),
@@ -321,7 +321,7 @@ def test_presets_are_the_published_ways(name: str) -> None:
     said = {
         "consistency-distillation": ["OnGrid(points=Fixed(points=18), ", "PseudoHuber(c=None)"],
         "consistency-training": [
-            "Growing(total=80, s0=2, s1=150, mu0=0.9)",
+            "Growing(total=80, s0=2, s1=4, mu0=0.9)",
             "normal=None",
             "L2()",
         ],
@@ -329,6 +329,8 @@ def test_presets_are_the_published_ways(name: str) -> None:
         "ect": ["Easy(every=10, mean=-1.1, std=2.0, ", "PseudoHuber(c=0.0)"],
     }[name]
     assert [word for word in said if word not in repr(goal)] == []
+    whole = repr(PRESETS[name](teacher(p, 6), 800_000, "t"))
+    assert ("s1=150" in whole) == (name == "consistency-training")  # published, for so many steps
     net = NetDenoiser(Drops().double(), p)
     losses = goal(net, C * normal(16, 6), None, 40, generator(0))
     assert losses.shape == (16,)
