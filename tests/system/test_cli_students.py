@@ -246,7 +246,7 @@ def test_one_student_for_a_range_of_scales(capsys):
 
 def test_the_students_of_the_demo_go_on_and_are_judged(capsys, monkeypatch):
     """They are distillations like others, wherever one stands."""
-    monkeypatch.setattr(demo, "STUDENTS", {"progressive": 3200, "ect": 640})
+    monkeypatch.setattr(demo, "STUDENTS", {"progressive": 3200, "consistency-distillation": 640})
     monkeypatch.setattr(demo, "_START", 4)
     run = train_tiny("a demo")
     train, held_out = data.digits()
@@ -256,7 +256,7 @@ def test_the_students_of_the_demo_go_on_and_are_judged(capsys, monkeypatch):
     here = Path.cwd()
     Path("else").mkdir()
     monkeypatch.chdir("else")
-    for name in ("progressive", "ect"):
+    for name in ("progressive", "consistency-distillation"):
         place = here / "a demo" / name
         before = distilling.weights(place / "student")
         code, out, err = call(capsys, "evaluate", place, "-n", "20")

@@ -49,7 +49,8 @@ def distill(  # budget: table
         typer.Option(
             metavar="NAME",
             help="progressive, consistency (as ect), consistency-distillation, "
-            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else ect (3 to 7)",
+            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else "
+            "consistency-distillation (3, 5, 6, 7)",
         ),
     ] = None,
     budget: Annotated[

@@ -11,11 +11,11 @@ from typing import Any
 from fewstep.distill import PRESETS, halved
 from fewstep.errors import UsageError, suggest
 
-PROGRESSIVE, GUIDED = "progressive", "guided"
+PROGRESSIVE, GUIDED, TRAJECTORY = "progressive", "guided", "consistency-distillation"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
 """What may be asked for: "consistency" is the preset "ect"; "auto" is progressive distillation,
-which was nearer to the data in 1 and 2 steps for the same training (docs/distillation.md), and
-where halving does not end at so few steps, "ect"."""
+and consistency distillation where halving does not end at so few steps: of all ways these two were
+nearest to the data for the same training, and hold guidance (docs/distillation.md)."""
 
 START = 32
 """Steps of the first teacher of a ladder, where the budget allows: more than its student needs."""
@@ -25,7 +25,7 @@ ENOUGH = 800
 """Optimizer steps from which on a budget rather buys larger batches."""
 BATCHES = (512, 256, 128, 64, 32)
 HALVED = tuple(2**k for k in range(6))
-TAUGHT = (PROGRESSIVE, "consistency-distillation")
+TAUGHT = (PROGRESSIVE, TRAJECTORY)
 """Methods that ask a teacher, whose guidance they can put into the student; the others learn from
 the images, which have none."""
 MOST = 8
@@ -36,12 +36,13 @@ paper has 100 thousand for the last two stages and 50 for the others)."""
 _LR = {
     PROGRESSIVE: 4e-4,  # over the steps of the student, see `rate`
     GUIDED: 3e-4,
-    "consistency-distillation": 4e-4,
+    TRAJECTORY: 4e-4,
     "consistency-training": 4e-4,
+    "ict": 3e-4,
     "ect": 3e-4,
 }
 """Peak learning rates for networks of a million parameters, which bear more than those of the
-papers, fifty times as large: 5e-5 and 1e-4 for progressive distillation and ECT."""
+papers, fifty times as large: 5e-5 for progressive distillation, 1e-4 for iCT and ECT."""
 _MOST_LR = 3e-4
 """That of a ladder at most."""
 
@@ -93,7 +94,7 @@ def method(asked: str, to: int) -> str:
         )
     found, large = asked, " and ".join(str(n) for n in HALVED if n > MOST)
     if asked == "auto":
-        found = PROGRESSIVE if to in HALVED else "consistency"
+        found = PROGRESSIVE if to in HALVED else TRAJECTORY
     if asked == "auto" and to not in HALVED and to > MOST:
         raise UsageError(f"--to {to}: allowed are 1..{MOST}, {large}")
     if found == PROGRESSIVE and to not in HALVED:
@@ -224,4 +225,4 @@ def rate(name: str, steps: int) -> float:
     """
     if name == PROGRESSIVE:
         return min(_MOST_LR, _LR[PROGRESSIVE] / steps)
-    return _LR.get(name, 1e-4)
+    return _LR[name]
