@@ -310,8 +310,8 @@ def ranked(lines: Sequence[Line], figure: str = "") -> list[str]:
 
     def rank(name: str) -> int:
         first = name.partition("-")[2] in near
-        known = {"FD": 0 if first else 3, "KD": 0 if first else 3, "accuracy": 1}
-        share = 2 if name.partition("-")[2] in near else 4
+        distance, share = (0, 2) if first else (3, 4)
+        known = {"FD": distance, "KD": distance, "accuracy": 1}
         return known.get(kind(name), share if kind(name) in ("precision", "recall") else 5)
 
     return sorted(names, key=rank)
@@ -335,12 +335,9 @@ def _frontier(lines: Sequence[Line], names: list[str], sign: str) -> Heads:
         real = [real_range((column[i] for i in chosen), wide[k]) for k, column in columns.items()]
         if set(real) != {"-"}:
             title = _REAL if len(counts) == 1 else f"{_REAL}, N = {n}"
-            rows.append((("real against real" if grouped else ""), [title, *_blank(speed), *real]))
+            blank = [""] * 3 if speed else []
+            rows.append((("real against real" if grouped else ""), [title, *blank, *real]))
     return Heads(["", *(("steps", "NFE", "images/s") if speed else ()), *names], rows)
-
-
-def _blank(speed: bool) -> list[str]:
-    return [""] * 3 if speed else []
 
 
 def _matrix(lines: Sequence[Line], figure: str, sign: str) -> tuple[Heads, list[str]]:
