@@ -167,7 +167,9 @@ def test_powers_of_two_are_halved_to(to: int) -> None:
 
 @pytest.mark.parametrize("to", [3, 5, 6, 7])
 def test_other_small_numbers_are_of_consistency_models(to: int) -> None:
-    assert plan.method("auto", to) == "ect"
+    """Whatever is chosen can hold guidance."""
+    assert plan.method("auto", to) == "consistency-distillation"
+    assert {plan.method("auto", n) for n in (to, 4)} == set(plan.TAUGHT)
 
 
 @pytest.mark.parametrize("to", [9, 12, 20, 33, 48, 64])
@@ -179,7 +181,9 @@ def test_other_large_numbers_are_refused_with_what_is_allowed(to: int) -> None:
 @pytest.mark.parametrize("asked", ["consistency", "ect", "ict", "consistency-distillation"])
 def test_consistency_models_have_at_most_8_steps(asked: str) -> None:
     for to in range(1, 9):
-        assert plan.method(asked, to) == ("ect" if asked == "consistency" else asked)
+        assert plan.method(asked, to) == (
+            "consistency-distillation" if asked == "consistency" else asked
+        )
     for to in (9, 16, 20, 32, 64):
         named = rf"^--to {to}: .* 1\.\.8 .*--method progressive .*16 and 32"
         with pytest.raises(UsageError, match=named):

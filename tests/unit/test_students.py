@@ -52,16 +52,6 @@ def test_a_budget_becomes_a_ladder(to: int, images: float, want: list[int]) -> N
     assert all(stage.updates >= plan.LEAST for stage in stages)
 
 
-def test_the_method_that_is_chosen() -> None:
-    """Halving where it ends at so few steps; whatever is chosen can hold guidance."""
-    chosen = {n: plan.method("auto", n) for n in (*range(1, 9), 16, 32)}
-    halved = {n for n, way in chosen.items() if way == "progressive"}
-    assert halved == {1, 2, 4, 8, 16, 32}
-    assert {chosen[n] for n in (3, 5, 6, 7)} == {"consistency-distillation"}
-    assert set(chosen.values()) == set(plan.TAUGHT)
-    assert plan.method("consistency", 3) == "ect"
-
-
 @pytest.mark.parametrize(("images", "batch"), [(1e9, 512), (110_000, 128), (30_000, 32)])
 def test_a_large_budget_buys_larger_batches(images: float, batch: int) -> None:
     (stage,) = plan.single("ect", 1, images)

@@ -48,9 +48,8 @@ def distill(  # budget: table
         str | None,
         typer.Option(
             metavar="NAME",
-            help="progressive, consistency (as ect), consistency-distillation, "
-            "consistency-training, ict; auto: progressive for 1, 2, 4, ..., 32, else "
-            "consistency-distillation (3, 5, 6, 7)",
+            help="progressive, consistency (-distillation), consistency-training, ict, ect; auto: "
+            "progressive for 1, 2, 4, ..., 32, else consistency (3, 5, 6, 7)",
         ),
     ] = None,
     budget: Annotated[

@@ -110,7 +110,7 @@ def word_of(found: "Found") -> str:
 
 def default(found: "Found", asked: "Asked") -> Path:
     """Return the folder of a distillation that was given none."""
-    name = f"{'consistency' if asked.method == 'ect' else asked.method}-{asked.to}"
+    name = f"{asked.method}-{asked.to}"
     if asked.scales is not None:
         name += f"-s{asked.scales[0]:g}-{asked.scales[1]:g}"
     elif asked.guidance != 1:

@@ -13,9 +13,9 @@ from fewstep.errors import UsageError, suggest
 
 PROGRESSIVE, GUIDED, TRAJECTORY = "progressive", "guided", "consistency-distillation"
 METHODS = ("auto", PROGRESSIVE, "consistency", *PRESETS)
-"""What may be asked for: "consistency" is the preset "ect"; "auto" is progressive distillation,
-and consistency distillation where halving does not end at so few steps: of all ways these two were
-nearest to the data for the same training, and hold guidance (docs/distillation.md)."""
+"""What may be asked for: "consistency" is consistency distillation; "auto" is progressive
+distillation, and "consistency" where halving does not end at so few steps: of all ways these two
+were nearest to the data for the same training, and hold guidance (docs/distillation.md)."""
 
 START = 32
 """Steps of the first teacher of a ladder, where the budget allows: more than its student needs."""
@@ -94,7 +94,7 @@ def method(asked: str, to: int) -> str:
         )
     found, large = asked, " and ".join(str(n) for n in HALVED if n > MOST)
     if asked == "auto":
-        found = PROGRESSIVE if to in HALVED else TRAJECTORY
+        found = PROGRESSIVE if to in HALVED else "consistency"
     if asked == "auto" and to not in HALVED and to > MOST:
         raise UsageError(f"--to {to}: allowed are 1..{MOST}, {large}")
     if found == PROGRESSIVE and to not in HALVED:
@@ -108,7 +108,7 @@ def method(asked: str, to: int) -> str:
             f"--to {to}: more than {MOST} steps of a consistency model gain nothing; take "
             f"1..{MOST} of --method {asked}, or --method {PROGRESSIVE} for {large}"
         )
-    return "ect" if found == "consistency" else found
+    return TRAJECTORY if found == "consistency" else found
 
 
 def ladder(
