@@ -26,7 +26,7 @@ app = options.app()
 
 IMAGES, SLOW_IMAGES = 1000, 250
 """Images per row, and for the comparison with 1000 steps, which is a protocol of its own."""
-STUDENTS = {"progressive": 48_000, "consistency-distillation": 32_000}
+STUDENTS = {"progressive": 48_000, "consistency-distillation": 24_000}
 """Training images of the two ways to students of few steps."""
 _START = 16  # steps of the teacher that the ladder begins with
 
