@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The same examples every time, and no deadline: a busy machine is not a failure.
 settings.register_profile("fewstep", derandomize=True, deadline=None, database=None)
 settings.load_profile("fewstep")
+
+# A shell ignores SIGINT in what it runs in the background, and so do the processes of its tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
