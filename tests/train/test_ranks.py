@@ -47,4 +47,4 @@ def test_two_ranks_learn_the_same_times(tmp_path):
     launch(tmp_path, 2, 8, "bound")
     assert (tmp_path / "rank0").read_text() == (tmp_path / "rank1").read_text()
     stored = checkpoint.load(checkpoint.newest(tmp_path / "run")).tensors("train.safetensors")
-    assert int(stored["times.count"].sum()) == 8 * 16
+    assert int(stored["memory.count"].sum()) == 8 * 16
