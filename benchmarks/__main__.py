@@ -53,7 +53,7 @@ PARTS = (
     Part("evaluation", ("E1", "E2", "E4"), 9, 3),
     Part("networks", ("S3", "G1", "G2", "G3", "G4", "G5", "G9"), 9, 3),
     Part("guidance", ("S5", "S6", "S7"), 9, 3),
-    Part("distillation", ("D2", "D3", "D4", "D5"), 13, 5),
+    Part("distillation", ("D2", "D3", "D4", "D5", "D6"), 13, 5),
 )
 
 

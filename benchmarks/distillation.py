@@ -1,14 +1,15 @@
-"""Rows D2 to D5: what a step of distillation costs, and what a student of one step saves.
+"""Rows D2 to D6: what a step of distillation costs, and what a student of one step saves.
 
-D2, D3 and D4 set a whole optimizer step (`train.step.Stepper`: batch, loss, gradient, clipping,
-AdamW, moving average) of a distillation over the arithmetic of it: the same step with the plain
-denoising loss, and the forward passes that the distillation makes besides, each of the network
-alone, without a gradient. Step and passes are timed in turn in every round and added up, so that
-a ratio of 1.00 is a loss that costs nothing beside its networks. D2 is progressive distillation
-(two passes of the teacher), D3 easy consistency tuning (one of the student), D4 progressive
-distillation of a guided teacher (two passes of a doubled batch); batches of 64, in the precision
-that such training takes on this machine, and two networks: the shipped one of the 8x8 digits, and
-that of the recipe "mnist" for 28x28 pixels, with random weights on random images.
+D2, D3, D4 and D6 set a whole optimizer step (`train.step.Stepper`: batch, loss, gradient,
+clipping, AdamW, moving average) of a distillation over the arithmetic of it: the same step with
+the plain denoising loss, and the forward passes that the distillation makes besides, each of the
+network alone, without a gradient. Step and passes are timed in turn in every round and added up,
+so that a ratio of 1.00 is a loss that costs nothing beside its networks. D2 is progressive
+distillation (two passes of the teacher), D3 easy consistency tuning (one of the student), D4
+progressive distillation of a guided teacher (two passes of a doubled batch), D6 consistency
+distillation (one of the student, two of the teacher); batches of 64, in the precision that such
+training takes on this machine, and two networks: the shipped one of the 8x8 digits, and that of
+the recipe "mnist" for 28x28 pixels, with random weights on random images.
 
 D5 is a chunk of 250 digits in the one step of the shipped student, from its settings and seeds to
 8-bit pixels, over a thousandth of its teacher's 1000 steps of DDIM, both without guidance. The
@@ -59,6 +60,38 @@ class Work(NamedTuple):
     images: Images
 
 
+class Lesson(NamedTuple):
+    """A way of distilling, as a row measures it.
+
+    Attributes:
+        method: see `students.Stage`.
+        passes: forward passes beside a plain step, without a gradient.
+        said: the same in words.
+        scale: of the teacher's guidance, which doubles the batch of a pass.
+    """
+
+    method: str
+    passes: int
+    said: str
+    scale: float = 1.0
+
+
+LESSONS = {
+    "D2": Lesson(
+        "progressive", 2, "progressive distillation vs a plain step and 2 teacher passes",
+    ),
+    "D3": Lesson("ect", 1, "easy consistency tuning vs a plain step and 1 student pass"),
+    "D4": Lesson(
+        "progressive", 2,
+        "progressive distillation, guided teacher, vs a plain step and 2 doubled passes", SCALE,
+    ),
+    "D6": Lesson(
+        "consistency-distillation", 3,
+        "consistency distillation vs a plain step, 1 student pass and 2 teacher passes",
+    ),
+}  # fmt: skip
+
+
 def small() -> Work:
     """Return the shipped model of the digits."""
     return Work("8x8", load_model(SHIPPED / "digits"), digits()[0])
@@ -102,41 +135,37 @@ def _forward(work: Work, batch: int, train: bool, precision: engine.Precision) -
     return run
 
 
-def _precision(name: str) -> engine.Precision:
+def _precision(lesson: Lesson) -> engine.Precision:
     """Return the precision that the training of a row takes here."""
-    return engine.pick_precision(Consistency.precision if name == "D3" else "auto", HERE)
+    wanted = "auto" if lesson.method == "progressive" else Consistency.precision
+    return engine.pick_precision(wanted, HERE)
 
 
-def sides(name: str, work: Work) -> tuple[dict[str, timing.Side], int]:
-    """Return the three sides of D2, D3 or D4, and how often "forward" counts beside "plain"."""
-    tuning, guided = name == "D3", name == "D4"
-    stage = Stage("ect" if tuning else "progressive", 4, 100_000, BATCH, 1e-5)
-    by = make.teacher(work.model, SCALE if guided else 1.0)
+def sides(name: str, work: Work) -> dict[str, timing.Side]:
+    """Return the three sides of a row of `LESSONS`: "forward" counts as often as it says."""
+    lesson = LESSONS[name]
+    stage = Stage(lesson.method, 4, 100_000, BATCH, 1e-5)
+    by = make.teacher(work.model, lesson.scale)
     goal = make.objective(stage, make.Taught(by, make.grid(work.model, 8), drop=make.DROP))
-    of = _precision(name)
-    found = {
+    of = _precision(lesson)
+    size = BATCH if lesson.scale == 1 else 2 * BATCH
+    return {
         "ours": _step(work, goal, stage, of),
         "plain": _step(work, Denoising(drop=make.DROP), stage, of),
-        "forward": _forward(work, 2 * BATCH if guided else BATCH, tuning, of),
+        "forward": _forward(work, size, lesson.method == "ect", of),
     }
-    return found, 1 if tuning else 2
 
 
 def step(name: str, work: Work, rounds: int) -> timing.Row:
-    """Measure D2, D3 or D4 with a network."""
-    three, times = sides(name, work)
-    taken = {k: _millis(v) for k, v in timing.take_turns(three, rounds).items()}
+    """Measure a row of `LESSONS` with a network."""
+    lesson = LESSONS[name]
+    taken = {k: _millis(v) for k, v in timing.take_turns(sides(name, work), rounds).items()}
     both = zip(taken["plain"], taken["forward"], strict=True)
-    said = {
-        "D2": "progressive distillation vs a plain step and 2 teacher passes",
-        "D3": "easy consistency tuning vs a plain step and 1 student pass",
-        "D4": "progressive distillation, guided teacher, vs a plain step and 2 doubled passes",
-    }[name]
-    what = f"training step, {work.what} pixels, batch {BATCH}: {said}"
+    what = f"training step, {work.what} pixels, batch {BATCH}: {lesson.said}"
     return timing.row(
-        name, what, taken["ours"], [a + times * b for a, b in both], "ms", GOAL,
+        name, what, taken["ours"], [a + lesson.passes * b for a, b in both], "ms", GOAL,
         plain=statistics.median(taken["plain"]), forward=statistics.median(taken["forward"]),
-        precision=_precision(name),
+        precision=_precision(lesson),
     )  # fmt: skip
 
 
@@ -183,7 +212,9 @@ def one_step(rounds: int) -> timing.Row:
     )  # fmt: skip
 
 
-def run(rounds: int = 13, rows: Collection[str] = ("D2", "D3", "D4", "D5")) -> list[timing.Row]:
+def run(
+    rounds: int = 13, rows: Collection[str] = ("D2", "D3", "D4", "D5", "D6")
+) -> list[timing.Row]:
     """Measure the rows that are asked for."""
     tuned = engine.tune_cpu()
 
@@ -196,6 +227,7 @@ def run(rounds: int = 13, rows: Collection[str] = ("D2", "D3", "D4", "D5")) -> l
         "D3": lambda: steps("D3"),
         "D4": lambda: step("D4", small(), rounds),
         "D5": lambda: one_step(rounds),
+        "D6": lambda: steps("D6"),
     }
     with timing.one_thread():
         return [line | {"memory_kept": tuned} for line in timing.each(measures, rows)]

@@ -78,9 +78,8 @@ def evaluations(work: "Work", stages: "tuple[Stage, ...]", n: int) -> int:
         stages: its stages.
         n: images that the table is measured on.
     """
-    doubled = 2 if guidance.doubled(work.teacher, work.asked.guidance) else 1
-    steps = [stage.steps for stage in stages]
-    looks = sum(count + doubled * max(1, count // doubled) for count in steps)
+    doubled, steps = _doubled(work), [stage.steps for stage in stages]
+    looks = sum(n + doubled * _equal(work, n) for n in steps)
     if stages[-1].method not in ("progressive", "guided") and steps[-1] > 1:
         looks += _TRIES * steps[-1]  # to find where the second step starts
     table = doubled * sum(_counts(work, steps)) + sum(steps)
@@ -93,8 +92,17 @@ def _counts(work: "Work", steps: list[int]) -> list[int]:
     With as many steps as the student, and where guidance asks the teacher twice at each, with as
     many evaluations, too.
     """
-    doubled = 2 if guidance.doubled(work.teacher, work.asked.guidance) else 1
-    return sorted({_FINE, *steps, *(max(1, n // doubled) for n in steps)}, reverse=True)
+    return sorted({_FINE, *steps, *(_equal(work, n) for n in steps)}, reverse=True)
+
+
+def _equal(work: "Work", steps: int) -> int:
+    """Return the steps in which the teacher is asked as often as a student of so many."""
+    return max(1, steps // _doubled(work))
+
+
+def _doubled(work: "Work") -> int:
+    """Return how often the teacher's network is asked at a step."""
+    return 2 if guidance.doubled(work.teacher, work.asked.guidance) else 1
 
 
 def _shown(stage: "Stage", step: int, copied: float) -> None:
@@ -164,9 +172,7 @@ def _worse(work: "Work", found: "Found", reals: "Reals", judge: "Judge", rung: "
 
     Worse means by more than both intervals.
     """
-    doubled = guidance.doubled(found.model, work.asked.guidance)
-    steps = max(1, rung.stage.steps // 2) if doubled else rung.stage.steps
-    theirs = _items(work, found, reals, judge, [_taught(work, steps)])
+    theirs = _items(work, found, reals, judge, [_taught(work, _equal(work, rung.stage.steps))])
     ours = _items(work, found_of(work, rung), reals, judge, [row_of(rung)])
     student, teacher = _lines(judge, [*ours, *theirs])
     a, b = _telling(student), _telling(teacher)

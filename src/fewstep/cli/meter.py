@@ -1,8 +1,8 @@
 """Work that can be watched and stopped: sampling under a meter.
 
-Images and their features are made chunk by chunk; signals leave after the step at
-hand, with every finished chunk on disk, and the same command goes on from there. Under torchrun,
-or with --shard, each process takes its part of the chunks; they share nothing but the folder.
+Images and their features are made chunk by chunk; signals leave after the step at hand, with every
+finished chunk on disk, and the same command goes on from there. Under torchrun, or with --shard,
+each process takes its part of the chunks; they share nothing but the folder.
 """
 
 import signal
